@@ -1,0 +1,1 @@
+//! Runs virtual machines on this host.

@@ -1,0 +1,1 @@
+//! A Blixard node.
