@@ -1,1 +1,30 @@
-//! What Blixard decides.
+//! What Blixard decides, and nothing else.
+//!
+//! This crate owns the words of the system (nodes, images, vms, tokens), the commands by which cluster state changes, the
+//! state itself, and every decision taken on it: [`apply`](State::apply), the scheduler, the voter plan and the agent's
+//! reconciliation. It performs no io, reads no clock, draws no random numbers and holds no async code: time, ids and
+//! reachability come in as arguments, plans go out as data. That is what lets one log give byte-equal state on every
+//! replica, and lets all of it be tested by the thousand in seconds.
+
+mod access;
+mod command;
+mod ids;
+mod image;
+mod node;
+mod rejection;
+mod state;
+mod vm;
+
+pub use access::{Client, Token};
+pub use command::{Actor, Answer, Change, Command, DecodeError, Outcome};
+pub use ids::{
+    BlobHash, ClusterId, EndpointId, ImageId, NodeId, ParseIdError, RequestId, SecretHash, TokenId, UnixMs, VmId,
+};
+pub use image::{DiskFormat, DiskPart, Image, ImageKind, ImageName, Manifest, Part};
+pub use node::{Capacity, Node, Resources, Settings};
+pub use rejection::Rejection;
+pub use state::State;
+pub use vm::{
+    Desired, NameError, Observed, Phase, Placement, Power, Protocol, PublishedPort, RestartPolicy, Seed, Strategy, Vm,
+    VmName, VmSpec,
+};
