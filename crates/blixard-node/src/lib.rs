@@ -1,1 +1,3 @@
-//! A Blixard node.
+//! A Blixard node: transport, consensus, images, the agent and the control API.
+
+mod transport;

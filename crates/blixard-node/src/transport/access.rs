@@ -1,0 +1,115 @@
+//! Who may connect, by key and protocol. Checked when the handshake is done, before a byte of the protocol is read.
+
+use std::collections::HashSet;
+use std::sync::{Arc, RwLock};
+
+use blixard_core::EndpointId;
+use iroh::endpoint::{AfterHandshakeOutcome, Connection, EndpointHooks, Side};
+
+use super::Protocol;
+use super::connections::Connections;
+
+/// The code with which a connection is closed that is not allowed.
+pub const REFUSED: u32 = 403;
+
+/// The keys that may connect. Shared and live: a change holds for the next connection.
+#[derive(Debug, Clone, Default)]
+pub struct AccessList {
+    keys: Arc<RwLock<Keys>>,
+}
+
+#[derive(Debug, Default)]
+struct Keys {
+    members: HashSet<EndpointId>,
+    clients: HashSet<EndpointId>,
+}
+
+impl AccessList {
+    /// Sets the nodes that are members, in place of those before.
+    pub fn set_members(&self, members: impl IntoIterator<Item = EndpointId>) {
+        self.keys.write().expect("no holder of this lock panics").members = members.into_iter().collect();
+    }
+
+    /// Adds a member that another member vouched for, ahead of the replicated state.
+    pub fn add_members(&self, members: impl IntoIterator<Item = EndpointId>) {
+        self.keys.write().expect("no holder of this lock panics").members.extend(members);
+    }
+
+    /// Sets the clients that may use the control API, in place of those before.
+    pub fn set_clients(&self, clients: impl IntoIterator<Item = EndpointId>) {
+        self.keys.write().expect("no holder of this lock panics").clients = clients.into_iter().collect();
+    }
+
+    /// Whether a key is a member's.
+    pub fn is_member(&self, key: &EndpointId) -> bool {
+        self.keys.read().expect("no holder of this lock panics").members.contains(key)
+    }
+
+    /// Whether a key is a client's.
+    pub fn is_client(&self, key: &EndpointId) -> bool {
+        self.keys.read().expect("no holder of this lock panics").clients.contains(key)
+    }
+
+    /// Why a key may not speak a protocol, if it may not.
+    fn refuse(&self, key: &EndpointId, alpn: &[u8]) -> Option<&'static str> {
+        match Protocol::of_alpn(alpn) {
+            Some(Protocol::Join) => None,
+            Some(Protocol::Raft | Protocol::Peer | Protocol::Blobs) => {
+                (!self.is_member(key)).then_some("this key is not a member of the cluster")
+            }
+            Some(Protocol::Api) => (!self.is_client(key)).then_some("this client key is not known to the cluster"),
+            None => Some("unknown protocol"),
+        }
+    }
+
+    pub(super) fn hook(&self, connections: Connections) -> Hook {
+        Hook { access: self.clone(), connections }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Hook {
+    access: AccessList,
+    connections: Connections,
+}
+
+impl EndpointHooks for Hook {
+    async fn after_handshake(&self, connection: &Connection) -> AfterHandshakeOutcome {
+        if connection.side() != Side::Server {
+            return AfterHandshakeOutcome::Accept;
+        }
+        let key = EndpointId(*connection.remote_id().as_bytes());
+        match self.access.refuse(&key, connection.alpn()) {
+            None => {
+                // A peer that reaches us can likely be reached: whoever waits out a backoff may try at once.
+                self.connections.forgive(key);
+                AfterHandshakeOutcome::Accept
+            }
+            Some(reason) => {
+                tracing::debug!(peer = %key.short(), reason, "connection refused");
+                AfterHandshakeOutcome::Reject { error_code: REFUSED.into(), reason: reason.as_bytes().to_vec() }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_protocol_but_join_is_closed_to_strangers() {
+        let (member, client, stranger) = (EndpointId([1; 32]), EndpointId([2; 32]), EndpointId([3; 32]));
+        let access = AccessList::default();
+        access.set_members([member]);
+        access.set_clients([client]);
+        let allowed = |key: &EndpointId, protocol: Protocol| access.refuse(key, protocol.alpn()).is_none();
+        for protocol in [Protocol::Raft, Protocol::Peer, Protocol::Blobs] {
+            assert!(allowed(&member, protocol) && !allowed(&client, protocol) && !allowed(&stranger, protocol));
+        }
+        assert!(allowed(&client, Protocol::Api) && !allowed(&stranger, Protocol::Api));
+        assert!(!allowed(&member, Protocol::Api), "a node's key is not a user's");
+        assert!(allowed(&stranger, Protocol::Join));
+        assert!(access.refuse(&member, b"other/1").is_some());
+    }
+}

@@ -1,0 +1,143 @@
+//! Connections to peers: one a peer and protocol, made once however many ask, with backoff after a failure.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use blixard_core::EndpointId;
+use iroh::Endpoint;
+use iroh::endpoint::{Connection, ConnectionError};
+
+use super::{Protocol, REFUSED};
+
+/// How long dialling a peer may take. Hole punching and a relay's detour take a second or two on a bad day.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
+/// The first wait after a failed dial; it doubles with each further failure.
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+/// The longest wait between two dials: how late, at worst, a peer that came back is found from this side.
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The peer's key cannot be one.
+    #[error("{0} is not a valid key")]
+    BadKey(EndpointId),
+    /// A dial failed a moment ago, and the next one has to wait.
+    #[error("peer {peer} could not be reached a moment ago: {reason}")]
+    BackingOff {
+        /// The peer.
+        peer: String,
+        /// What the last dial said.
+        reason: String,
+    },
+    /// The dial failed.
+    #[error("peer {peer} cannot be reached: {reason}")]
+    Unreachable {
+        /// The peer.
+        peer: String,
+        /// What the dial said.
+        reason: String,
+    },
+}
+
+/// Why the peer closed the connection at the handshake, if it refused us.
+pub fn refusal(connection: &Connection) -> Option<String> {
+    match connection.close_reason()? {
+        ConnectionError::ApplicationClosed(close) if close.error_code == REFUSED.into() => {
+            Some(String::from_utf8_lossy(&close.reason).into_owned())
+        }
+        _ => None,
+    }
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    connection: Option<Connection>,
+    failures: u32,
+    not_before: Option<Instant>,
+    last_error: String,
+}
+
+#[derive(Debug, Clone, Default)]
+pub(super) struct Connections {
+    slots: Arc<Mutex<HashMap<(EndpointId, Protocol), Arc<tokio::sync::Mutex<Slot>>>>>,
+}
+
+impl Connections {
+    /// Lets the next dial to a peer happen at once.
+    pub(super) fn forgive(&self, peer: EndpointId) {
+        let slots = self.slots.lock().expect("no holder of this lock panics");
+        for (_, slot) in slots.iter().filter(|((key, _), _)| *key == peer) {
+            // A slot that is busy dialling has no backoff to lift.
+            if let Ok(mut slot) = slot.try_lock() {
+                slot.not_before = None;
+            }
+        }
+    }
+
+    pub(super) async fn get(
+        &self,
+        endpoint: &Endpoint,
+        peer: EndpointId,
+        protocol: Protocol,
+    ) -> Result<Connection, ConnectError> {
+        let slot =
+            self.slots.lock().expect("no holder of this lock panics").entry((peer, protocol)).or_default().clone();
+        // One lock a peer and protocol: dialling a dead peer never delays a call to a live one.
+        let mut slot = slot.lock().await;
+        if let Some(connection) = &slot.connection {
+            if connection.close_reason().is_none() {
+                return Ok(connection.clone());
+            }
+            if let Some(reason) = refusal(connection) {
+                slot.last_error = reason;
+                slot.failures += 1;
+                slot.not_before = Some(Instant::now() + backoff(slot.failures));
+            }
+            slot.connection = None;
+        }
+        if slot.not_before.is_some_and(|time| time > Instant::now()) {
+            return Err(ConnectError::BackingOff { peer: peer.short(), reason: slot.last_error.clone() });
+        }
+        let id = iroh::EndpointId::from_bytes(&peer.0).map_err(|_| ConnectError::BadKey(peer))?;
+        let reason = match tokio::time::timeout(CONNECT_TIMEOUT, endpoint.connect(id, protocol.alpn())).await {
+            Ok(Ok(connection)) => {
+                slot.failures = 0;
+                slot.not_before = None;
+                slot.connection = Some(connection.clone());
+                return Ok(connection);
+            }
+            Ok(Err(error)) => format!("{error:#}"),
+            Err(_) => format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()),
+        };
+        slot.failures += 1;
+        slot.not_before = Some(Instant::now() + backoff(slot.failures));
+        slot.last_error = reason.clone();
+        Err(ConnectError::Unreachable { peer: peer.short(), reason })
+    }
+}
+
+/// The wait after a number of failures in a row: doubling, capped, and spread by up to a half so that nodes that lost a
+/// peer together do not come back to it together.
+fn backoff(failures: u32) -> Duration {
+    let full = BACKOFF_MIN.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(BACKOFF_MAX);
+    let mut byte = [0; 1];
+    // Without random bytes the wait is merely not spread.
+    let _ = getrandom::fill(&mut byte);
+    full / 2 + (full / 2) * u32::from(byte[0]) / 255
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backoff_doubles_within_its_bounds() {
+        for failures in 1..100 {
+            let wait = backoff(failures);
+            assert!(wait >= BACKOFF_MIN / 2 && wait <= BACKOFF_MAX, "{failures} failures wait {wait:?}");
+        }
+        assert!(backoff(1) <= BACKOFF_MIN && backoff(20) >= BACKOFF_MAX / 2);
+    }
+}

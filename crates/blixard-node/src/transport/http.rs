@@ -1,0 +1,85 @@
+//! HTTP over streams: each request travels on a stream of its own, so that a slow one holds up no other.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use axum::body::Body;
+use blixard_core::EndpointId;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::sync::Semaphore;
+use tower::ServiceExt;
+
+use super::{Connection, refusal};
+
+/// Requests that are worked on at once for one connection; a further one waits its turn.
+const REQUESTS_MAX: usize = 256;
+/// How long a caller may take to send the head of its request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// The largest head of a request or an answer.
+const HEAD_BYTES_MAX: usize = 32 << 10;
+
+/// Whose key is at the other end of the connection that a request came by.
+#[derive(Debug, Clone, Copy)]
+pub struct Caller(pub EndpointId);
+
+/// Serves a connection until it ends.
+pub async fn serve(connection: Connection, app: axum::Router) {
+    let caller = Caller(EndpointId(*connection.remote_id().as_bytes()));
+    let permits = Arc::new(Semaphore::new(REQUESTS_MAX));
+    while let Ok((send, recv)) = connection.accept_bi().await {
+        let app = app.clone();
+        let Ok(permit) = permits.clone().acquire_owned().await else { return };
+        tokio::spawn(async move {
+            let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+                request.extensions_mut().insert(caller);
+                let answer = app.clone().oneshot(request.map(Body::new));
+                async move { answer.await.map_err(|never: Infallible| never) }
+            });
+            let served = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIMEOUT)
+                .max_buf_size(HEAD_BYTES_MAX)
+                .keep_alive(false)
+                .half_close(true)
+                .serve_connection(TokioIo::new(tokio::io::join(recv, send)), service)
+                .with_upgrades()
+                .await;
+            if let Err(error) = served {
+                tracing::debug!(peer = %caller.0.short(), %error, "a request ended early");
+            }
+            drop(permit);
+        });
+    }
+}
+
+/// Sends a request on a new stream, and returns its answer as soon as the head of it is there.
+///
+/// # Errors
+/// When the peer refuses the connection, or the connection ends first.
+pub async fn send(connection: &Connection, request: Request<Body>) -> anyhow::Result<Response<Incoming>> {
+    let exchange = async {
+        let (send, recv) = connection.open_bi().await.context("open stream")?;
+        let (mut sender, driver) = hyper::client::conn::http1::Builder::new()
+            .max_buf_size(HEAD_BYTES_MAX)
+            .handshake(TokioIo::new(tokio::io::join(recv, send)))
+            .await
+            .context("start HTTP on the stream")?;
+        tokio::spawn(async move {
+            if let Err(error) = driver.with_upgrades().await {
+                tracing::debug!(%error, "an answer ended early");
+            }
+        });
+        sender.send_request(request).await.context("exchange request and answer")
+    };
+    match exchange.await {
+        Ok(answer) => Ok(answer),
+        Err(error) => match refusal(connection) {
+            Some(reason) => Err(anyhow!("the node refused the connection: {reason}")),
+            None => Err(error),
+        },
+    }
+}

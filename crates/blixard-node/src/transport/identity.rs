@@ -1,0 +1,124 @@
+//! Secret keys on disk: made once, readable by their owner alone, never replaced.
+
+use std::fs::OpenOptions;
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use blixard_core::EndpointId;
+use data_encoding::HEXLOWER;
+
+/// A secret key. Its public half is the identity of a node, a client or a cluster.
+#[derive(Clone)]
+pub struct SecretKey(iroh::SecretKey);
+
+impl std::fmt::Debug for SecretKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "SecretKey(of {})", self.id().short())
+    }
+}
+
+impl SecretKey {
+    /// A new random key.
+    pub fn generate() -> Self {
+        Self(iroh::SecretKey::generate())
+    }
+
+    /// The public half.
+    pub fn id(&self) -> EndpointId {
+        EndpointId(*self.0.public().as_bytes())
+    }
+
+    pub(super) fn inner(&self) -> &iroh::SecretKey {
+        &self.0
+    }
+}
+
+/// Reads a key file, or makes it when there is none.
+///
+/// # Errors
+/// When the file cannot be read or made, others than its owner may read it, or it does not hold a key. A damaged key is
+/// never replaced: the cluster knows this host by it.
+pub fn load_or_create_key(path: &Path) -> anyhow::Result<SecretKey> {
+    match std::fs::metadata(path) {
+        Ok(meta) => {
+            let mode = meta.mode() & 0o777;
+            if mode & 0o077 != 0 {
+                bail!(
+                    "the key {} may be read by others (mode {mode:o}): run `chmod 600` on it, and think of who may have \
+                     copied it",
+                    path.display()
+                );
+            }
+            let text = std::fs::read_to_string(path).with_context(|| format!("read key {}", path.display()))?;
+            let bytes = HEXLOWER.decode(text.trim().as_bytes()).ok().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+            let Some(bytes) = bytes else {
+                bail!(
+                    "the key {} is damaged: expected 64 hexadecimal digits. Restore it from a backup; without it this \
+                     host has to join anew, with an empty data directory",
+                    path.display()
+                );
+            };
+            Ok(SecretKey(iroh::SecretKey::from_bytes(&bytes)))
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let key = SecretKey::generate();
+            write_private(path, format!("{}\n", HEXLOWER.encode(&key.0.to_bytes())).as_bytes())?;
+            Ok(key)
+        }
+        Err(error) => Err(error).with_context(|| format!("read key {}", path.display())),
+    }
+}
+
+/// Writes a file that its owner alone may read, whole or not at all.
+///
+/// # Errors
+/// When a file cannot be written there.
+pub fn write_private(path: &Path, content: &[u8]) -> anyhow::Result<()> {
+    let write = || -> std::io::Result<()> {
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent)?;
+        }
+        let fresh = path.with_extension("fresh");
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        std::fs::rename(&fresh, path)?;
+        if let Some(parent) = path.parent() {
+            std::fs::File::open(parent)?.sync_all()?;
+        }
+        Ok(())
+    };
+    write().with_context(|| format!("write {}", path.display()))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_key_is_made_once_and_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("deep/node.key");
+        let first = load_or_create_key(&path).unwrap();
+        assert_eq!(load_or_create_key(&path).unwrap().id(), first.id());
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_damaged_or_open_key_is_refused_and_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node.key");
+        write_private(&path, b"not a key").unwrap();
+        assert!(load_or_create_key(&path).unwrap_err().to_string().contains("damaged"));
+        assert_eq!(std::fs::read(&path).unwrap(), b"not a key");
+        std::fs::remove_file(&path).unwrap();
+        load_or_create_key(&path).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(load_or_create_key(&path).unwrap_err().to_string().contains("chmod 600"));
+    }
+}

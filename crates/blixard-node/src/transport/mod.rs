@@ -1,0 +1,279 @@
+//! The one way in and out: this node's endpoint, who may reach it, and its connections to others.
+//!
+//! The room owns the only iroh endpoint of the process, its secret key, the address book and the connections that other
+//! rooms share. It knows protocols by name but nothing of what they say. A protocol's connections are refused at the
+//! handshake unless the [`AccessList`] allows the caller's key; a panic in a handler ends that connection and nothing else.
+//!
+//! It is fed by `node.rs` (members and clients from the replicated state, addresses of peers) and stops last: closing
+//! the endpoint tells every peer at once, instead of letting them wait for a time-out.
+
+mod access;
+mod connections;
+pub mod http;
+mod identity;
+mod registry;
+mod ticket;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use blixard_core::EndpointId;
+use iroh::address_lookup::MemoryLookup;
+use iroh::endpoint::{PortmapperConfig, QuicTransportConfig, VarInt, presets};
+use iroh::protocol::{AcceptError, DynProtocolHandler, ProtocolHandler, Router};
+use iroh::{Endpoint, EndpointAddr, RelayMode, TransportAddr};
+
+pub use access::{AccessList, REFUSED};
+pub use connections::{ConnectError, refusal};
+pub use identity::{SecretKey, load_or_create_key, write_private};
+pub use iroh::endpoint::{Connection, RecvStream, SendStream};
+pub use registry::Registry;
+pub use ticket::{Ticket, TicketError, TicketSecret};
+
+use connections::Connections;
+
+/// A dead peer's connections end after this time without a sign of life. iroh's own 30 s would hold up whatever waits.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Keeps an idle connection alive, and makes its loss known within [`IDLE_TIMEOUT`].
+const KEEP_ALIVE: Duration = Duration::from_secs(1);
+/// Requests that one peer may have open at once, over all protocols of one connection.
+const STREAMS_MAX: u32 = 1024;
+
+/// A protocol spoken between nodes, or between a client and a node. The server and the client use the same names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Protocol {
+    /// Consensus, between members.
+    Raft,
+    /// Requests among members: consoles, logs and live views of each other's vms.
+    Peer,
+    /// The control API, for clients.
+    Api,
+    /// Asking to be let in. The only protocol that a stranger may speak: one bounded request a connection.
+    Join,
+    /// Image content, between members.
+    Blobs,
+}
+
+impl Protocol {
+    /// The name used in the TLS handshake.
+    pub fn alpn(self) -> &'static [u8] {
+        match self {
+            Self::Raft => b"blixard/raft/1",
+            Self::Peer => b"blixard/peer/1",
+            Self::Api => b"blixard/api/1",
+            Self::Join => b"blixard/join/1",
+            Self::Blobs => iroh_blobs_alpn(),
+        }
+    }
+
+    fn of_alpn(alpn: &[u8]) -> Option<Self> {
+        [Self::Raft, Self::Peer, Self::Api, Self::Join, Self::Blobs].into_iter().find(|p| p.alpn() == alpn)
+    }
+}
+
+/// The content protocol's name is fixed by iroh-blobs; a test in `images/` holds this copy against it.
+const fn iroh_blobs_alpn() -> &'static [u8] {
+    b"/iroh-bytes/4"
+}
+
+/// Where a node or client can be reached.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct PeerAddress {
+    /// Its key.
+    pub endpoint: EndpointId,
+    /// Its direct addresses.
+    pub addresses: Vec<SocketAddr>,
+    /// Its relay, if it has one.
+    pub relay_url: Option<String>,
+}
+
+/// How to open the endpoint.
+#[derive(Debug)]
+pub struct TransportConfig {
+    /// The key that is this endpoint's identity.
+    pub key: SecretKey,
+    /// Addresses to bind, at most one of each family; a port of 0 takes any.
+    pub bind: Vec<SocketAddr>,
+    /// Relays to be reachable through; none turns relaying off.
+    pub relays: Vec<String>,
+}
+
+/// The endpoint and everything that goes with it. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Transport {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    endpoint: Endpoint,
+    book: MemoryLookup,
+    access: AccessList,
+    connections: Connections,
+    router: std::sync::Mutex<Option<Router>>,
+}
+
+impl Transport {
+    /// Opens the endpoint.
+    ///
+    /// # Errors
+    /// When an address cannot be bound or a relay's URL cannot be read.
+    pub async fn open(config: TransportConfig) -> anyhow::Result<Self> {
+        let book = MemoryLookup::new();
+        let access = AccessList::default();
+        let connections = Connections::default();
+        let quic = QuicTransportConfig::builder()
+            .max_idle_timeout(Some(IDLE_TIMEOUT.try_into().expect("5 s is a valid idle time-out")))
+            .keep_alive_interval(KEEP_ALIVE)
+            .default_path_max_idle_timeout(IDLE_TIMEOUT)
+            .default_path_keep_alive_interval(KEEP_ALIVE)
+            .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_MAX))
+            .build();
+        let mut builder = Endpoint::builder(presets::Minimal)
+            .secret_key(config.key.inner().clone())
+            .clear_ip_transports()
+            .portmapper_config(PortmapperConfig::Disabled)
+            .address_lookup(book.clone())
+            .transport_config(quic)
+            .hooks(access.hook(connections.clone()));
+        for address in &config.bind {
+            builder = builder.bind_addr(*address).with_context(|| format!("use {address} as an address to bind"))?;
+        }
+        let relays = config
+            .relays
+            .iter()
+            .map(|url| url.parse().with_context(|| format!("read relay URL {url:?}")))
+            .collect::<anyhow::Result<Vec<iroh::RelayUrl>>>()?;
+        builder = builder.relay_mode(if relays.is_empty() { RelayMode::Disabled } else { RelayMode::custom(relays) });
+        let bound = config.bind.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let endpoint = builder.bind().await.with_context(|| format!("bind UDP {bound}"))?;
+        let inner = Inner { endpoint, book, access, connections, router: std::sync::Mutex::new(None) };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Starts to accept connections, one handler a protocol.
+    pub fn serve(&self, handlers: Vec<(Protocol, Handler)>) {
+        let mut builder = Router::builder(self.inner.endpoint.clone());
+        for (protocol, handler) in handlers {
+            builder = builder.accept(protocol.alpn(), Isolated(Arc::from(handler)));
+        }
+        let router = builder.spawn();
+        *self.inner.router.lock().expect("no holder of this lock panics") = Some(router);
+    }
+
+    /// This endpoint's key.
+    pub fn id(&self) -> EndpointId {
+        EndpointId(*self.inner.endpoint.id().as_bytes())
+    }
+
+    /// Who may connect.
+    pub fn access(&self) -> &AccessList {
+        &self.inner.access
+    }
+
+    /// Where this endpoint can be reached: addresses that another host could use, never an unspecified one. Loopback
+    /// addresses are named only when there are no others.
+    pub fn address(&self) -> PeerAddress {
+        let own = self.inner.endpoint.addr();
+        let mut addresses: Vec<SocketAddr> = own.ip_addrs().copied().collect();
+        addresses.extend(self.inner.endpoint.bound_sockets());
+        addresses.retain(|address| !address.ip().is_unspecified() && address.port() != 0);
+        if addresses.iter().any(|address| !address.ip().is_loopback()) {
+            addresses.retain(|address| !address.ip().is_loopback());
+        }
+        addresses.sort();
+        addresses.dedup();
+        let relay_url = own.relay_urls().next().map(ToString::to_string);
+        PeerAddress { endpoint: self.id(), addresses, relay_url }
+    }
+
+    /// Learns where a peer can be reached, in place of what was known.
+    pub fn learn(&self, peer: &PeerAddress) {
+        if let Some(address) = endpoint_address(peer) {
+            self.inner.book.set_endpoint_info(address);
+        }
+    }
+
+    /// A live connection to a peer: the one there is, or a new one.
+    ///
+    /// # Errors
+    /// When the peer cannot be reached in time, or was found unreachable a moment ago.
+    pub async fn connect(&self, peer: EndpointId, protocol: Protocol) -> Result<Connection, ConnectError> {
+        self.inner.connections.get(&self.inner.endpoint, peer, protocol).await
+    }
+
+    /// Ends what is served, then closes the endpoint, so that peers learn of it at once.
+    pub async fn close(&self) {
+        let router = self.inner.router.lock().expect("no holder of this lock panics").take();
+        if let Some(router) = router
+            && let Err(error) = router.shutdown().await
+        {
+            tracing::debug!(%error, "a protocol handler had ended before");
+        }
+        self.inner.endpoint.close().await;
+    }
+}
+
+fn endpoint_address(peer: &PeerAddress) -> Option<EndpointAddr> {
+    let id = iroh::EndpointId::from_bytes(&peer.endpoint.0).ok()?;
+    let direct = peer.addresses.iter().map(|address| TransportAddr::Ip(*address));
+    let relay = peer.relay_url.as_ref().and_then(|url| url.parse().ok()).map(TransportAddr::Relay);
+    Some(EndpointAddr::from_parts(id, direct.chain(relay)))
+}
+
+/// What a room does with the connections of its protocol.
+pub type Handler = Box<dyn DynProtocolHandler>;
+
+/// Makes a handler of an async function that runs for as long as the connection is of use.
+pub fn handler<F, Fut>(serve: F) -> Handler
+where
+    F: Fn(Connection) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    Box::new(Serve(serve))
+}
+
+struct Serve<F>(F);
+
+impl<F> std::fmt::Debug for Serve<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Serve")
+    }
+}
+
+impl<F, Fut> ProtocolHandler for Serve<F>
+where
+    F: Fn(Connection) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    async fn accept(&self, connection: Connection) -> Result<(), AcceptError> {
+        (self.0)(connection).await;
+        Ok(())
+    }
+}
+
+/// Runs a handler in a task of its own: a panic that reached the router would close the endpoint for everybody.
+#[derive(Debug)]
+struct Isolated(Arc<dyn DynProtocolHandler>);
+
+impl ProtocolHandler for Isolated {
+    async fn accept(&self, connection: Connection) -> Result<(), AcceptError> {
+        let handler = self.0.clone();
+        let peer = connection.remote_id();
+        match tokio::spawn(async move { handler.accept(connection).await }).await {
+            Ok(result) => result,
+            Err(error) => {
+                if error.is_panic() {
+                    tracing::error!(peer = %peer.fmt_short(), "a protocol handler panicked; its connection is closed");
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn shutdown(&self) {
+        self.0.shutdown().await;
+    }
+}
