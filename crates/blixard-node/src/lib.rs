@@ -1,3 +1,8 @@
 //! A Blixard node: transport, consensus, images, the agent and the control API.
 
-mod transport;
+pub mod api;
+pub mod config;
+mod raft;
+pub mod transport;
+
+pub use raft::{RaftConfig, Role};

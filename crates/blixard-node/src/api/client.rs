@@ -1,0 +1,468 @@
+//! The client side of the control API.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use axum::body::Body;
+use blixard_core::{ClusterId, EndpointId, ImageName, NodeId, RequestId, Settings, TokenId, VmName};
+use bytes::Bytes;
+use futures::{Stream, StreamExt, TryStreamExt};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite};
+
+use super::bootstrap;
+use super::fault::{Fault, FaultKind};
+use super::views::{
+    AddImage, BlobView, ClusterView, CreateToken, CreateVm, CreatedToken, ExplainView, ImageView, RemoveNode, StopVm,
+    TokenView, VmView,
+};
+use super::{CONSOLE_UPGRADE, REQUEST_HEADER};
+use crate::transport::{
+    self, Connection, PeerAddress, Protocol, Registry, SecretKey, Ticket, Transport, TransportConfig, http as wire,
+};
+
+/// Tries of a request whose connection failed: the node may be restarting, or another of the ticket's nodes may answer.
+const TRIES_MAX: u32 = 3;
+/// The wait between two tries.
+const RETRY_WAIT: Duration = Duration::from_millis(300);
+/// The largest JSON answer: a list of 100,000 vms.
+const ANSWER_BYTES_MAX: usize = 256 << 20;
+/// How long a request that only asks may take. The node itself gives up on a missing leader sooner.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Which node to talk to, in any of the forms that `--addr` takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// The address and UDP port of a node: its key is asked for over HTTP.
+    HostPort(String),
+    /// A registry file.
+    Registry(PathBuf),
+    /// A ticket.
+    Ticket(Box<Ticket>),
+    /// A node's key. Where it is reached is looked up among `known` places.
+    Endpoint(EndpointId),
+}
+
+impl FromStr for Target {
+    type Err = anyhow::Error;
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        if text.starts_with("blixard") && !text.contains(['/', '.', ':']) {
+            return Ok(Self::Ticket(Box::new(text.parse()?)));
+        }
+        if let Ok(endpoint) = text.parse() {
+            return Ok(Self::Endpoint(endpoint));
+        }
+        if text.contains('/') || text.ends_with(".json") {
+            return Ok(Self::Registry(text.into()));
+        }
+        if bootstrap::split_host_port(text).is_some() {
+            return Ok(Self::HostPort(text.to_owned()));
+        }
+        Err(anyhow!(
+            "{text:?} is not an address of a node: give HOST:PORT, a registry file, a ticket or an endpoint id"
+        ))
+    }
+}
+
+impl Target {
+    /// Where the nodes are that may answer, best first, and the cluster they must belong to where that is known.
+    ///
+    /// # Errors
+    /// When the place that knows cannot be asked.
+    pub async fn resolve(&self, known: &[PeerAddress]) -> anyhow::Result<(Vec<PeerAddress>, Option<ClusterId>)> {
+        match self {
+            Self::HostPort(peer) => {
+                let facts = bootstrap::fetch(peer).await?;
+                Ok((vec![facts.address()], Some(facts.cluster_id)))
+            }
+            Self::Registry(path) => {
+                let registry = Registry::read(path)?;
+                Ok((vec![registry.address()], Some(registry.cluster_id)))
+            }
+            Self::Ticket(ticket) => Ok((ticket.peers.clone(), Some(ticket.cluster))),
+            Self::Endpoint(endpoint) => {
+                let peer = known.iter().find(|peer| peer.endpoint == *endpoint);
+                let peer = peer.with_context(|| {
+                    format!(
+                        "the addresses of {} are not known on this host: give HOST:PORT, a registry file or a ticket",
+                        endpoint.short()
+                    )
+                })?;
+                Ok((vec![peer.clone()], None))
+            }
+        }
+    }
+}
+
+/// A client of the control API, connected to one node.
+#[derive(Debug, Clone)]
+pub struct Client {
+    transport: Transport,
+    peers: Vec<PeerAddress>,
+}
+
+/// Why a request has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The node answered with a fault.
+    #[error(transparent)]
+    Fault(#[from] Fault),
+    /// The node refused this client's key.
+    #[error("{0}. This client's key is {1}")]
+    Refused(String, EndpointId),
+    /// No node could be reached.
+    #[error("no node could be reached")]
+    Unreachable(#[source] anyhow::Error),
+}
+
+fn unreachable(error: impl Into<anyhow::Error>) -> ClientError {
+    ClientError::Unreachable(error.into())
+}
+
+impl Client {
+    /// Opens an endpoint with the user's key. Nodes are connected to when the first request needs them.
+    ///
+    /// # Errors
+    /// When no socket can be opened.
+    pub async fn open(key: SecretKey, peers: Vec<PeerAddress>) -> anyhow::Result<Self> {
+        let relays = peers.iter().filter_map(|peer| peer.relay_url.clone()).collect();
+        let bind = vec![std::net::SocketAddr::from(([0, 0, 0, 0], 0)), std::net::SocketAddr::from(([0; 16], 0))];
+        let transport = Transport::open(TransportConfig { key, bind, relays }).await?;
+        for peer in &peers {
+            transport.learn(peer);
+        }
+        Ok(Self { transport, peers })
+    }
+
+    /// Closes the connection, so that the node need not wait for it to time out.
+    pub async fn close(&self) {
+        self.transport.close().await;
+    }
+
+    async fn connection(&self) -> anyhow::Result<Connection> {
+        let mut last = anyhow!("no node is named");
+        for peer in &self.peers {
+            match self.transport.connect(peer.endpoint, Protocol::Api).await {
+                Ok(connection) => return Ok(connection),
+                Err(error) => last = error.into(),
+            }
+        }
+        Err(last)
+    }
+
+    /// Sends a request once. An answer that is a fault is an error.
+    async fn once(&self, request: Request<Body>) -> Result<Response<Incoming>, ClientError> {
+        let connection = self.connection().await.map_err(unreachable)?;
+        let answer = match wire::send(&connection, request).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                return Err(match transport::refusal(&connection) {
+                    Some(reason) => ClientError::Refused(reason, self.transport.id()),
+                    None => unreachable(error),
+                });
+            }
+        };
+        let status = answer.status();
+        if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
+            return Ok(answer);
+        }
+        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
+        let body = body.map_err(|error| unreachable(anyhow!("read the answer: {error}")))?.to_bytes();
+        Err(serde_json::from_slice(&body).map_or_else(
+            |_| Fault::new(FaultKind::Internal, format!("{status}: {}", String::from_utf8_lossy(&body))).into(),
+            ClientError::Fault,
+        ))
+    }
+
+    /// Sends a request with a JSON body, and again when the connection failed: the request id makes it one request.
+    async fn call<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<T, ClientError> {
+        let mut id = [0; 16];
+        getrandom::fill(&mut id).map_err(|error| unreachable(anyhow!("draw a request id: {error}")))?;
+        let body = match body {
+            Some(body) => Bytes::from(serde_json::to_vec(body).map_err(unreachable)?),
+            None => Bytes::new(),
+        };
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let request = Request::builder()
+                .method(method.clone())
+                .uri(path)
+                .header(http::header::HOST, "blixard")
+                .header(http::header::CONTENT_TYPE, "application/json")
+                .header(REQUEST_HEADER, RequestId(id).to_string())
+                .body(Body::from(body.clone()))
+                .map_err(unreachable)?;
+            let attempt = async {
+                let answer = self.once(request).await?;
+                let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
+                let body = body.map_err(|error| unreachable(anyhow!("read the answer: {error}")))?.to_bytes();
+                let body = if body.is_empty() { b"null" } else { &body[..] };
+                serde_json::from_slice(body).context("read the answer's JSON").map_err(unreachable)
+            };
+            let answer = tokio::time::timeout(ANSWER_TIMEOUT, attempt)
+                .await
+                .unwrap_or_else(|_| Err(unreachable(anyhow!("no answer within {} s", ANSWER_TIMEOUT.as_secs()))));
+            match answer {
+                Err(ClientError::Unreachable(_)) if tries < TRIES_MAX => tokio::time::sleep(RETRY_WAIT).await,
+                answer => return answer,
+            }
+        }
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.call(Method::GET, path, None::<&()>).await
+    }
+
+    async fn stream(&self, path: &str) -> Result<impl Stream<Item = std::io::Result<Bytes>> + use<>, ClientError> {
+        let request =
+            Request::get(path).header(http::header::HOST, "blixard").body(Body::empty()).map_err(unreachable)?;
+        let answer = self.once(request).await?;
+        Ok(answer.into_body().into_data_stream().map_err(std::io::Error::other))
+    }
+
+    /// The cluster: current as of this call, or with `stale` as the asked node last knew it.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; so for all requests.
+    pub async fn cluster(&self, stale: bool) -> Result<ClusterView, ClientError> {
+        self.get(&format!("/v1/cluster?stale={stale}")).await
+    }
+
+    /// Changes the settings of the cluster.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn change_settings(&self, settings: &Settings) -> Result<ClusterView, ClientError> {
+        self.call(Method::PUT, "/v1/cluster/settings", Some(settings)).await
+    }
+
+    /// Takes the node that is asked out of the cluster. It then stops.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn leave(&self, force: bool) -> Result<NodeId, ClientError> {
+        self.call(Method::POST, "/v1/cluster/leave", Some(&RemoveNode { force })).await
+    }
+
+    /// Removes a node from the cluster.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn remove_node(&self, node: NodeId, force: bool) -> Result<(), ClientError> {
+        self.call(Method::POST, &format!("/v1/nodes/{node}/remove"), Some(&RemoveNode { force })).await
+    }
+
+    /// Makes a join token.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn create_token(&self, request: &CreateToken) -> Result<CreatedToken, ClientError> {
+        self.call(Method::POST, "/v1/tokens", Some(request)).await
+    }
+
+    /// The join tokens.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn tokens(&self) -> Result<Vec<TokenView>, ClientError> {
+        self.get("/v1/tokens").await
+    }
+
+    /// Revokes a join token.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn revoke_token(&self, token: TokenId) -> Result<(), ClientError> {
+        self.call(Method::DELETE, &format!("/v1/tokens/{token}"), None::<&()>).await
+    }
+
+    /// Uploads a blob. It is sent once: an interrupted upload has to be started anew.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn upload<S>(&self, content: S) -> Result<BlobView, ClientError>
+    where
+        S: Stream<Item = std::io::Result<Bytes>> + Send + 'static,
+    {
+        let request = Request::post("/v1/blobs")
+            .header(http::header::HOST, "blixard")
+            .body(Body::from_stream(content))
+            .map_err(unreachable)?;
+        let answer = self.once(request).await?;
+        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
+        let body = body.map_err(|error| unreachable(anyhow!("read the answer: {error}")))?.to_bytes();
+        serde_json::from_slice(&body).context("read the answer's JSON").map_err(unreachable)
+    }
+
+    /// Makes an image of uploaded blobs.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn add_image(&self, request: &AddImage) -> Result<ImageView, ClientError> {
+        self.call(Method::POST, "/v1/images", Some(request)).await
+    }
+
+    /// The images.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn images(&self) -> Result<Vec<ImageView>, ClientError> {
+        self.get("/v1/images").await
+    }
+
+    /// An image.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn image(&self, name: &ImageName) -> Result<ImageView, ClientError> {
+        self.get(&format!("/v1/images/{name}")).await
+    }
+
+    /// Removes an image from the catalog.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn delete_image(&self, name: &ImageName) -> Result<(), ClientError> {
+        self.call(Method::DELETE, &format!("/v1/images/{name}"), None::<&()>).await
+    }
+
+    /// The bytes of one part of an image: `disk`, `kernel`, `initrd` or `root`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn export_image(
+        &self,
+        name: &ImageName,
+        part: &str,
+    ) -> Result<impl Stream<Item = std::io::Result<Bytes>> + use<>, ClientError> {
+        self.stream(&format!("/v1/images/{name}/parts/{part}")).await
+    }
+
+    /// Creates a vm.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn create_vm(&self, request: &CreateVm) -> Result<VmView, ClientError> {
+        self.call(Method::POST, "/v1/vms", Some(request)).await
+    }
+
+    /// The vms.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn vms(&self, stale: bool) -> Result<Vec<VmView>, ClientError> {
+        self.get(&format!("/v1/vms?stale={stale}")).await
+    }
+
+    /// A vm, with what its node sees of it now.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn vm(&self, name: &VmName) -> Result<VmView, ClientError> {
+        self.get(&format!("/v1/vms/{name}")).await
+    }
+
+    /// Starts a vm.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn start_vm(&self, name: &VmName) -> Result<VmView, ClientError> {
+        self.call(Method::POST, &format!("/v1/vms/{name}/start"), None::<&()>).await
+    }
+
+    /// Stops a vm.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn stop_vm(&self, name: &VmName, request: &StopVm) -> Result<VmView, ClientError> {
+        self.call(Method::POST, &format!("/v1/vms/{name}/stop"), Some(request)).await
+    }
+
+    /// Restarts a vm.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn restart_vm(&self, name: &VmName, request: &StopVm) -> Result<VmView, ClientError> {
+        self.call(Method::POST, &format!("/v1/vms/{name}/restart"), Some(request)).await
+    }
+
+    /// Deletes a vm and all its files.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn delete_vm(&self, name: &VmName) -> Result<(), ClientError> {
+        self.call(Method::DELETE, &format!("/v1/vms/{name}"), None::<&()>).await
+    }
+
+    /// Why a vm is, or is not, on each node.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn explain_vm(&self, name: &VmName) -> Result<ExplainView, ClientError> {
+        self.get(&format!("/v1/vms/{name}/explain")).await
+    }
+
+    /// A vm, and again whenever it changed, until it is gone.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn watch_vm(
+        &self,
+        name: &VmName,
+    ) -> Result<impl Stream<Item = anyhow::Result<VmView>> + use<>, ClientError> {
+        let bytes = Box::pin(self.stream(&format!("/v1/vms/{name}/watch")).await?);
+        let lines = tokio_util::io::StreamReader::new(bytes).lines();
+        Ok(futures::stream::try_unfold(lines, |mut lines| async move {
+            let Some(line) = lines.next_line().await.context("follow the vm")? else { return Ok(None) };
+            let view = serde_json::from_str(&line).context("read a line of the watch")?;
+            Ok(Some((view, lines)))
+        })
+        .boxed())
+    }
+
+    /// The vm's console log: the last `tail_bytes` of it, and with `follow` what comes after, until the stream is dropped.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn vm_logs(
+        &self,
+        name: &VmName,
+        follow: bool,
+        tail_bytes: u64,
+    ) -> Result<impl Stream<Item = std::io::Result<Bytes>> + use<>, ClientError> {
+        self.stream(&format!("/v1/vms/{name}/logs?follow={follow}&tail_bytes={tail_bytes}")).await
+    }
+
+    /// The vm's serial console, both ways. The reader must not be left unread for long: what a slow reader does not take
+    /// is dropped by the node.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn vm_console(
+        &self,
+        name: &VmName,
+    ) -> Result<impl AsyncRead + AsyncWrite + Send + Unpin + use<>, ClientError> {
+        let request = Request::get(format!("/v1/vms/{name}/console"))
+            .header(http::header::HOST, "blixard")
+            .header(http::header::CONNECTION, "upgrade")
+            .header(http::header::UPGRADE, CONSOLE_UPGRADE)
+            .body(Body::empty())
+            .map_err(unreachable)?;
+        let answer = self.once(request).await?;
+        let upgraded = hyper::upgrade::on(answer).await.context("switch to the console").map_err(unreachable)?;
+        Ok(TokioIo::new(upgraded))
+    }
+}

@@ -1,0 +1,118 @@
+//! Why a request failed, in a form that programs can branch on and people can read.
+
+use std::fmt;
+
+use axum::Json;
+use axum::response::{IntoResponse, Response};
+use blixard_core::Rejection;
+use http::StatusCode;
+use serde::{Deserialize, Serialize};
+
+use crate::raft::ConsensusError;
+
+/// The kind of a fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FaultKind {
+    /// The request cannot be read or breaks a limit.
+    BadRequest,
+    /// The caller may not do this.
+    Forbidden,
+    /// What the request names does not exist.
+    NotFound,
+    /// The cluster's state does not allow it.
+    Conflict,
+    /// Another node that is needed for the answer cannot be reached now.
+    Unavailable,
+    /// There is no leader: fewer than a majority of the voters run.
+    NoLeader,
+    /// The leader was lost meanwhile; the request may or may not have had its effect.
+    Unknown,
+    /// The node failed.
+    Internal,
+}
+
+/// Why a request failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fault {
+    /// The kind.
+    pub kind: FaultKind,
+    /// What was wrong and what to do.
+    pub message: String,
+}
+
+impl Fault {
+    /// A fault of a kind.
+    pub fn new(kind: FaultKind, message: impl fmt::Display) -> Self {
+        Self { kind, message: message.to_string() }
+    }
+
+    /// What the request names does not exist.
+    pub fn not_found(what: impl fmt::Display) -> Self {
+        Self::new(FaultKind::NotFound, what)
+    }
+
+    /// The request cannot be read or breaks a limit.
+    pub fn bad_request(what: impl fmt::Display) -> Self {
+        Self::new(FaultKind::BadRequest, what)
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Fault {}
+
+impl From<Rejection> for Fault {
+    fn from(rejection: Rejection) -> Self {
+        let kind = match &rejection {
+            Rejection::Invalid(_) => FaultKind::BadRequest,
+            Rejection::UnknownToken(_)
+            | Rejection::UnknownNode(_)
+            | Rejection::UnknownClient
+            | Rejection::UnknownImage
+            | Rejection::UnknownVm => FaultKind::NotFound,
+            _ => FaultKind::Conflict,
+        };
+        Self::new(kind, rejection)
+    }
+}
+
+impl From<ConsensusError> for Fault {
+    fn from(error: ConsensusError) -> Self {
+        let kind = match &error {
+            ConsensusError::NoLeader { .. } => FaultKind::NoLeader,
+            ConsensusError::Unknown { .. } => FaultKind::Unknown,
+            ConsensusError::Stopped { .. } => FaultKind::Internal,
+        };
+        Self::new(kind, error)
+    }
+}
+
+impl From<anyhow::Error> for Fault {
+    fn from(error: anyhow::Error) -> Self {
+        Self::new(FaultKind::Internal, format!("{error:#}"))
+    }
+}
+
+impl IntoResponse for Fault {
+    fn into_response(self) -> Response {
+        let status = match self.kind {
+            FaultKind::BadRequest => StatusCode::BAD_REQUEST,
+            FaultKind::Forbidden => StatusCode::FORBIDDEN,
+            FaultKind::NotFound => StatusCode::NOT_FOUND,
+            FaultKind::Conflict => StatusCode::CONFLICT,
+            FaultKind::Unavailable => StatusCode::BAD_GATEWAY,
+            FaultKind::NoLeader => StatusCode::SERVICE_UNAVAILABLE,
+            FaultKind::Unknown => StatusCode::GATEWAY_TIMEOUT,
+            FaultKind::Internal => {
+                tracing::error!(error = %self.message, "a request failed");
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+        };
+        (status, Json(self)).into_response()
+    }
+}

@@ -1,0 +1,19 @@
+//! The one contract: requests, views and faults, with the server and the client that speak it.
+//!
+//! It is HTTP with JSON, served over streams of the `blixard/api/1` protocol to clients whose key the cluster knows. The room
+//! owns the words of the contract and turns requests into commands and reads; it mints ids and reads the clock, which
+//! commands carry into the log. It decides nothing about vms and images.
+
+pub mod bootstrap;
+mod client;
+mod fault;
+mod views;
+
+pub use client::{Client, ClientError, Target};
+pub use fault::{Fault, FaultKind};
+pub use views::*;
+
+/// Names a request, so that it has one effect however often it is sent.
+const REQUEST_HEADER: &str = "x-blixard-request";
+/// What a request for a console upgrades to.
+const CONSOLE_UPGRADE: &str = "blixard-console";

@@ -1,0 +1,277 @@
+//! The Raft log and vote on disk, in redb.
+//!
+//! One thread owns the database. It takes everything that is queued into one transaction and one fsync (group commit), so
+//! that many writers share the price of a disk's flush. What is written is kept in memory too, up to the next
+//! purge: replication reads it from there.
+
+use std::collections::VecDeque;
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock, mpsc};
+
+use openraft::entry::RaftEntry;
+use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
+use openraft::{OptionalSend, RaftLogReader};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use tokio::sync::oneshot;
+
+use super::group::{Entry, Group, LogId, Vote, storage_error};
+
+const ENTRIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("entries");
+const MARKS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("marks");
+const VOTE: &str = "vote";
+const PURGED: &str = "purged";
+const COMMITTED: &str = "committed";
+
+/// Orders taken into one transaction at most: a bound on how long the first of them waits for its fsync.
+const BATCH_MAX: usize = 1024;
+
+#[derive(Debug, Default)]
+struct Memory {
+    vote: Option<Vote>,
+    committed: Option<LogId>,
+    purged: Option<LogId>,
+    entries: VecDeque<Entry>,
+}
+
+impl Memory {
+    fn first_index(&self) -> u64 {
+        self.purged.as_ref().map_or(0, |id| id.index + 1)
+    }
+}
+
+enum Order {
+    Append(Vec<(u64, Vec<u8>)>, IOFlushed<Group>),
+    Mark(&'static str, Vec<u8>, oneshot::Sender<io::Result<()>>),
+    Truncate { from: u64, done: oneshot::Sender<io::Result<()>> },
+    Purge { upto: u64, purged: Vec<u8>, done: oneshot::Sender<io::Result<()>> },
+}
+
+/// The log of one node.
+#[derive(Clone)]
+pub(super) struct LogStore {
+    memory: Arc<RwLock<Memory>>,
+    orders: mpsc::Sender<Order>,
+}
+
+fn encode<T: serde::Serialize>(value: &T) -> Vec<u8> {
+    postcard::to_stdvec(value).expect("plain data always encodes into memory")
+}
+
+impl LogStore {
+    /// Opens the log, or makes an empty one.
+    pub(super) fn open(path: PathBuf) -> io::Result<Self> {
+        let fail = |error: &dyn std::fmt::Display| storage_error(&path, "open the Raft log", error);
+        let db = Database::create(&path).map_err(|error| fail(&error))?;
+        let memory = load(&db).map_err(|error| fail(&error))?;
+        let memory = Arc::new(RwLock::new(memory));
+        let (orders, queue) = mpsc::channel();
+        let shared = memory.clone();
+        std::thread::Builder::new().name("raft-log".into()).spawn(move || write_loop(&path, &db, &queue, &shared))?;
+        Ok(Self { memory, orders })
+    }
+
+    fn order(&self, order: Order) -> io::Result<()> {
+        self.orders.send(order).map_err(|_| io::Error::other("the Raft log's writer has ended"))
+    }
+
+    async fn carry_out(&self, order: impl FnOnce(oneshot::Sender<io::Result<()>>) -> Order) -> io::Result<()> {
+        let (done, answer) = oneshot::channel();
+        self.order(order(done))?;
+        answer.await.map_err(|_| io::Error::other("the Raft log's writer has ended"))?
+    }
+
+    fn memory(&self) -> std::sync::RwLockReadGuard<'_, Memory> {
+        self.memory.read().expect("no holder of this lock panics")
+    }
+
+    fn memory_mut(&self) -> std::sync::RwLockWriteGuard<'_, Memory> {
+        self.memory.write().expect("no holder of this lock panics")
+    }
+}
+
+fn load(db: &Database) -> Result<Memory, Box<dyn std::error::Error>> {
+    // Opening a table in a write transaction makes it when it is missing.
+    let txn = db.begin_write()?;
+    txn.open_table(ENTRIES)?;
+    txn.open_table(MARKS)?;
+    txn.commit()?;
+    let txn = db.begin_read()?;
+    let marks = txn.open_table(MARKS)?;
+    let mut memory = Memory::default();
+    if let Some(bytes) = marks.get(VOTE)? {
+        memory.vote = Some(postcard::from_bytes(bytes.value())?);
+    }
+    if let Some(bytes) = marks.get(PURGED)? {
+        memory.purged = Some(postcard::from_bytes(bytes.value())?);
+    }
+    if let Some(bytes) = marks.get(COMMITTED)? {
+        memory.committed = postcard::from_bytes(bytes.value())?;
+    }
+    for row in txn.open_table(ENTRIES)?.iter()? {
+        let (index, bytes) = row?;
+        let entry: Entry = postcard::from_bytes(bytes.value())?;
+        let expected = memory.first_index() + memory.entries.len() as u64;
+        if index.value() != expected || entry.index() != expected {
+            return Err(format!("entry {expected} is missing: found {}", index.value()).into());
+        }
+        memory.entries.push_back(entry);
+    }
+    Ok(memory)
+}
+
+fn write_loop(path: &Path, db: &Database, queue: &mpsc::Receiver<Order>, memory: &RwLock<Memory>) {
+    let mut batch = Vec::new();
+    while let Ok(first) = queue.recv() {
+        batch.push(first);
+        while batch.len() < BATCH_MAX {
+            let Ok(next) = queue.try_recv() else { break };
+            batch.push(next);
+        }
+        // Known when the batch was queued, so never ahead of the entries in it.
+        let committed = memory.read().expect("no holder of this lock panics").committed;
+        let result = write_batch(db, &batch, committed).map_err(|error| storage_error(path, "write", error));
+        if let Err(error) = &result {
+            tracing::error!(%error, "the Raft log cannot be written: this node stops taking part");
+        }
+        for order in batch.drain(..) {
+            // An error is answered to each order; io::Error cannot be cloned.
+            let answer = match &result {
+                Ok(()) => Ok(()),
+                Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
+            };
+            match order {
+                Order::Append(_, flushed) => flushed.io_completed(answer),
+                Order::Mark(_, _, done) | Order::Truncate { done, .. } | Order::Purge { done, .. } => {
+                    // Whoever ordered it may have given up; the work is done all the same.
+                    let _ = done.send(answer);
+                }
+            }
+        }
+    }
+}
+
+fn write_batch(db: &Database, batch: &[Order], committed: Option<LogId>) -> Result<(), redb::Error> {
+    let txn = db.begin_write()?;
+    {
+        let mut entries = txn.open_table(ENTRIES)?;
+        let mut marks = txn.open_table(MARKS)?;
+        for order in batch {
+            match order {
+                Order::Append(rows, _) => {
+                    for (index, bytes) in rows {
+                        entries.insert(index, bytes.as_slice())?;
+                    }
+                }
+                Order::Mark(name, bytes, _) => {
+                    marks.insert(*name, bytes.as_slice())?;
+                }
+                Order::Truncate { from, .. } => entries.retain_in(*from.., |_, _| false)?,
+                Order::Purge { upto, purged, .. } => {
+                    entries.retain_in(..=*upto, |_, _| false)?;
+                    marks.insert(PURGED, purged.as_slice())?;
+                }
+            }
+        }
+        marks.insert(COMMITTED, encode(&committed).as_slice())?;
+    }
+    txn.commit()?;
+    Ok(())
+}
+
+impl RaftLogReader<Group> for LogStore {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> io::Result<Vec<Entry>> {
+        let memory = self.memory();
+        let first = memory.first_index();
+        let last = first + memory.entries.len() as u64;
+        let start = match range.start_bound() {
+            Bound::Included(index) => *index,
+            Bound::Excluded(index) => index + 1,
+            Bound::Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(index) => index + 1,
+            Bound::Excluded(index) => *index,
+            Bound::Unbounded => u64::MAX,
+        };
+        let (start, end) = (start.max(first), end.min(last));
+        if start >= end {
+            return Ok(Vec::new());
+        }
+        let position = |index: u64| usize::try_from(index - first).expect("the log in memory is indexed by usize");
+        Ok(memory.entries.range(position(start)..position(end)).cloned().collect())
+    }
+
+    async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
+        Ok(self.memory().vote)
+    }
+}
+
+impl RaftLogStorage<Group> for LogStore {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> io::Result<LogState<Group>> {
+        let memory = self.memory();
+        let last = memory.entries.back().map(RaftEntry::log_id).or(memory.purged);
+        Ok(LogState { last_purged_log_id: memory.purged, last_log_id: last })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
+        // The same queue as appends: vote and entries reach the disk in the order in which Raft wrote them.
+        self.carry_out(|done| Order::Mark(VOTE, encode(vote), done)).await?;
+        self.memory_mut().vote = Some(*vote);
+        Ok(())
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
+        // It goes to disk with the next batch, without an fsync of its own: what it speeds up is only a restart.
+        self.memory_mut().committed = committed;
+        Ok(())
+    }
+
+    async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
+        Ok(self.memory().committed)
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<Group>) -> io::Result<()>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries: Vec<Entry> = entries.into_iter().collect();
+        let rows = entries.iter().map(|entry| (entry.index(), encode(entry))).collect();
+        // Readable from now on, durable when the callback is called.
+        self.memory_mut().entries.extend(entries);
+        self.order(Order::Append(rows, callback))
+    }
+
+    async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
+        let from = last.map_or(0, |id| id.index + 1);
+        {
+            let mut memory = self.memory_mut();
+            let keep = usize::try_from(from.saturating_sub(memory.first_index())).unwrap_or(usize::MAX);
+            memory.entries.truncate(keep);
+        }
+        self.carry_out(|done| Order::Truncate { from, done }).await
+    }
+
+    async fn purge(&mut self, upto: LogId) -> io::Result<()> {
+        {
+            let mut memory = self.memory_mut();
+            let count = usize::try_from((upto.index + 1).saturating_sub(memory.first_index())).unwrap_or(usize::MAX);
+            let count = count.min(memory.entries.len());
+            memory.entries.drain(..count);
+            memory.purged = Some(upto);
+        }
+        self.carry_out(|done| Order::Purge { upto: upto.index, purged: encode(&upto), done }).await
+    }
+}

@@ -1,0 +1,179 @@
+//! The state machine: applies commands to the state, and keeps its snapshots in redb.
+//!
+//! The state lives in memory; on disk there is the last snapshot, and after a restart the log brings it up to date.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, RwLock};
+
+use blixard_core::{Command, State};
+use bytes::Bytes;
+use futures::{Stream, TryStreamExt};
+use openraft::storage::{EntryResponder, RaftStateMachine};
+use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
+use redb::{Database, ReadableDatabase, TableDefinition};
+use tokio::sync::watch;
+
+use super::group::{Applied, Group, LogId, Snapshot, SnapshotMeta, StoredMembership, storage_error};
+
+const SNAPSHOT: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("snapshot");
+const META: &str = "meta";
+const STATE: &str = "state";
+
+#[derive(Debug, Default)]
+struct Progress {
+    applied: Option<LogId>,
+    membership: StoredMembership,
+}
+
+/// The replicated state of this node, shared with whoever reads it.
+#[derive(Clone)]
+pub(super) struct Machine {
+    state: Arc<RwLock<State>>,
+    progress: Arc<RwLock<Progress>>,
+    changed: watch::Sender<u64>,
+    db: Arc<Database>,
+    path: Arc<PathBuf>,
+}
+
+impl Machine {
+    /// Opens the snapshot store and takes up the last snapshot.
+    pub(super) fn open(path: PathBuf) -> io::Result<Self> {
+        let fail = |error: &dyn std::fmt::Display| storage_error(&path, "open the state store", error);
+        let db = Database::create(&path).map_err(|error| fail(&error))?;
+        let mut state = State::default();
+        let mut progress = Progress::default();
+        if let Some((meta, bytes)) = read_snapshot(&db).map_err(|error| fail(&error))? {
+            state = State::decode(&bytes).map_err(|error| fail(&error))?;
+            progress = Progress { applied: meta.last_log_id, membership: meta.last_membership };
+        }
+        let index = progress.applied.map_or(0, |id| id.index);
+        Ok(Self {
+            state: Arc::new(RwLock::new(state)),
+            progress: Arc::new(RwLock::new(progress)),
+            changed: watch::Sender::new(index),
+            db: Arc::new(db),
+            path: Arc::new(path),
+        })
+    }
+
+    /// Looks at the state. The closure must be short: applying waits for it.
+    pub(super) fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(&self.state.read().expect("a panic while applying stops the node"))
+    }
+
+    /// The index of the last applied entry, live.
+    pub(super) fn watch(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    async fn store(&self, meta: &SnapshotMeta, state: Bytes) -> io::Result<()> {
+        let meta = postcard::to_stdvec(meta).map_err(io::Error::other)?;
+        let (db, path) = (self.db.clone(), self.path.clone());
+        let write = move || {
+            let txn = db.begin_write()?;
+            {
+                let mut table = txn.open_table(SNAPSHOT)?;
+                table.insert(META, meta.as_slice())?;
+                table.insert(STATE, state.as_ref())?;
+            }
+            txn.commit()?;
+            Ok::<_, redb::Error>(())
+        };
+        let written = tokio::task::spawn_blocking(write).await.map_err(io::Error::other)?;
+        written.map_err(|error| storage_error(&path, "write a snapshot to", error))
+    }
+}
+
+fn read_snapshot(db: &Database) -> Result<Option<(SnapshotMeta, Bytes)>, Box<dyn std::error::Error>> {
+    let txn = db.begin_write()?;
+    txn.open_table(SNAPSHOT)?;
+    txn.commit()?;
+    let table = db.begin_read()?.open_table(SNAPSHOT)?;
+    let (Some(meta), Some(state)) = (table.get(META)?, table.get(STATE)?) else { return Ok(None) };
+    Ok(Some((postcard::from_bytes(meta.value())?, Bytes::copy_from_slice(state.value()))))
+}
+
+impl RaftSnapshotBuilder<Group> for Machine {
+    type SnapshotData = Bytes;
+
+    async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
+        let (meta, state) = {
+            // Both under the lock that apply takes first, so that they belong together.
+            let state = self.state.read().expect("a panic while applying stops the node");
+            let progress = self.progress.read().expect("no holder of this lock panics");
+            let meta = SnapshotMeta { last_log_id: progress.applied, last_membership: progress.membership.clone() };
+            (meta, Bytes::from(state.encode()))
+        };
+        self.store(&meta, state.clone()).await?;
+        tracing::info!(bytes = state.len(), upto = ?meta.last_log_id.map(|id| id.index), "snapshot written");
+        Ok(Snapshot { meta, snapshot: state })
+    }
+}
+
+impl RaftStateMachine<Group> for Machine {
+    type SnapshotData = Bytes;
+    type SnapshotBuilder = Self;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
+        let progress = self.progress.read().expect("no holder of this lock panics");
+        Ok((progress.applied, progress.membership.clone()))
+    }
+
+    async fn apply<S>(&mut self, mut entries: S) -> io::Result<()>
+    where
+        S: Stream<Item = io::Result<EntryResponder<Group>>> + Unpin + OptionalSend,
+    {
+        while let Some((entry, responder)) = entries.try_next().await? {
+            let index = entry.log_id.index;
+            let mut answer = Applied(None);
+            {
+                let mut state = self.state.write().expect("a panic while applying stops the node");
+                let mut progress = self.progress.write().expect("no holder of this lock panics");
+                match entry.payload {
+                    EntryPayload::Normal(logged) => {
+                        // A command that this version cannot read would make its state differ from everybody else's.
+                        let command = Command::decode(&logged.0).map_err(|error| {
+                            io::Error::other(format!("the command at log index {index} cannot be applied: {error}"))
+                        })?;
+                        answer = Applied(Some(state.apply(&command)));
+                    }
+                    EntryPayload::Membership(membership) => {
+                        progress.membership = StoredMembership::new(Some(entry.log_id), membership);
+                    }
+                    EntryPayload::Blank => {}
+                }
+                progress.applied = Some(entry.log_id);
+            }
+            self.changed.send_replace(index);
+            if let Some(responder) = responder {
+                responder.send(answer);
+            }
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Bytes) -> io::Result<()> {
+        let fresh = State::decode(&snapshot)
+            .map_err(|error| io::Error::other(format!("the leader's snapshot cannot be read: {error}")))?;
+        self.store(meta, snapshot).await?;
+        {
+            let mut state = self.state.write().expect("a panic while applying stops the node");
+            let mut progress = self.progress.write().expect("no holder of this lock panics");
+            *state = fresh;
+            *progress = Progress { applied: meta.last_log_id, membership: meta.last_membership.clone() };
+        }
+        self.changed.send_replace(meta.last_log_id.map_or(0, |id| id.index));
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
+        let found =
+            read_snapshot(&self.db).map_err(|error| storage_error(&self.path, "read a snapshot from", error))?;
+        Ok(found.map(|(meta, snapshot)| Snapshot { meta, snapshot }))
+    }
+}

@@ -1,0 +1,406 @@
+//! Consensus: the replicated log, the state it leads to, and a handle to propose, read and watch.
+//!
+//! The room owns the Raft group (openraft, whose types do not leave it), its log and snapshots on disk, and its traffic.
+//! It decides nothing about the cluster: [`blixard_core`] does, and `leader/` orders membership changes. A proposal that
+//! reaches a follower is forwarded; it succeeds or fails, and is never dropped. It is stopped by [`Raft::shutdown`].
+
+mod group;
+mod log;
+mod machine;
+mod network;
+mod server;
+mod wire;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use blixard_core::{Command, EndpointId, NodeId, Outcome, State};
+use bytes::Bytes;
+use openraft::async_runtime::WatchReceiver;
+use openraft::{ChangeMembers, Instant as _, ServerState, SnapshotPolicy};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::transport::{Handler, Transport};
+use group::OpenRaft;
+use machine::Machine;
+use wire::{Forwarded, Request};
+
+/// How long a proposal or a linearizable read looks for a leader and waits for its answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// The wait before a proposal is tried again when no leader is known or it could not be reached.
+const RETRY_WAIT: Duration = Duration::from_millis(50);
+/// Entries of one append request at most; openraft's own bound on a batch.
+const APPEND_ENTRIES_MAX: u64 = 512;
+
+/// Timing and thresholds of consensus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RaftConfig {
+    /// How often the leader shows that it lives, in milliseconds.
+    pub heartbeat_ms: u64,
+    /// The shortest silence after which a voter stands for election, in milliseconds.
+    pub election_min_ms: u64,
+    /// The longest silence after which a voter stands for election, in milliseconds.
+    pub election_max_ms: u64,
+    /// Entries after which a snapshot is written.
+    pub snapshot_entries: u64,
+    /// Entries kept behind a snapshot, so that a node that was away briefly needs none.
+    pub keep_entries: u64,
+}
+
+impl Default for RaftConfig {
+    fn default() -> Self {
+        // Elections within a second on a LAN, and room for a busy host to miss two heartbeats.
+        Self {
+            heartbeat_ms: 100,
+            election_min_ms: 400,
+            election_max_ms: 800,
+            snapshot_entries: 5000,
+            keep_entries: 1000,
+        }
+    }
+}
+
+/// Why a proposal or a read has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ConsensusError {
+    /// No leader could be found or reached in time. Nothing is known to have been written.
+    #[error("no leader could be reached within {} s: fewer than a majority of the voters may be running ({reason})", ANSWER_TIMEOUT.as_secs())]
+    NoLeader {
+        /// What was seen last.
+        reason: String,
+    },
+    /// The leader was lost while it worked on the command. It may or may not have been written.
+    #[error(
+        "the leader was lost while it worked on the request, and its outcome is not known: look at the result before trying again ({reason})"
+    )]
+    Unknown {
+        /// What was seen last.
+        reason: String,
+    },
+    /// This node's Raft has stopped.
+    #[error("this node's consensus has stopped: {reason}")]
+    Stopped {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A node's part in the group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// It decides.
+    Leader,
+    /// It votes.
+    Voter,
+    /// It holds a replica and does not vote.
+    Learner,
+}
+
+/// What this node's Raft knows of the group now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupView {
+    /// The node that looks.
+    pub node: NodeId,
+    /// The leader, if one is known.
+    pub leader: Option<NodeId>,
+    /// The term.
+    pub term: u64,
+    /// The voters.
+    pub voters: BTreeSet<NodeId>,
+    /// The learners.
+    pub learners: BTreeSet<NodeId>,
+    /// Milliseconds since each other node last answered this one. Known to the leader alone; nothing for a node that never
+    /// did.
+    pub silent_ms: BTreeMap<NodeId, Option<u64>>,
+    /// How far each other node's log matches the leader's. Known to the leader alone.
+    pub matched: BTreeMap<NodeId, u64>,
+    /// The last index of the log.
+    pub last_log: u64,
+    /// The last index known to be committed.
+    pub committed: u64,
+    /// The last index applied here.
+    pub applied: u64,
+    /// The last index in a snapshot.
+    pub snapshot: u64,
+    /// Why Raft has stopped, if it has.
+    pub stopped: Option<String>,
+}
+
+impl GroupView {
+    /// Whether the node that looks leads.
+    pub fn is_leader(&self) -> bool {
+        self.leader == Some(self.node)
+    }
+
+    /// A node's part, if it is in the group.
+    pub fn role(&self, node: NodeId) -> Option<Role> {
+        if self.leader == Some(node) {
+            Some(Role::Leader)
+        } else if self.voters.contains(&node) {
+            Some(Role::Voter)
+        } else {
+            self.learners.contains(&node).then_some(Role::Learner)
+        }
+    }
+}
+
+/// This node's part in the group. Cheap to clone.
+#[derive(Clone)]
+pub struct Raft {
+    node: NodeId,
+    raft: OpenRaft,
+    machine: Machine,
+    transport: Transport,
+}
+
+impl Raft {
+    /// Opens the log and the state in `dir`, and takes part in whatever group they know.
+    ///
+    /// # Errors
+    /// When a file is damaged or cannot be opened, or a setting makes no sense.
+    pub async fn start(dir: &Path, node: NodeId, config: RaftConfig, transport: Transport) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+        let settings = openraft::Config {
+            cluster_name: "blixard".into(),
+            heartbeat_interval: config.heartbeat_ms,
+            election_timeout_min: config.election_min_ms,
+            election_timeout_max: config.election_max_ms,
+            snapshot_policy: SnapshotPolicy::LogsSinceLast(config.snapshot_entries),
+            max_in_snapshot_log_to_keep: config.keep_entries,
+            max_payload_entries: APPEND_ENTRIES_MAX,
+            // A cut-off voter must not raise terms.
+            enable_pre_vote: Some(true),
+            // A restarted leader that took its old leadership up again broke promises in simulation.
+            enable_leader_restore: Some(false),
+            ..Default::default()
+        };
+        let settings = settings.validate().context("read the Raft settings")?;
+        let machine = Machine::open(dir.join("state.redb"))?;
+        let log = log::LogStore::open(dir.join("log.redb"))?;
+        let network = network::Network(transport.clone());
+        let raft = OpenRaft::new(node.0, Arc::new(settings), network, log, machine.clone())
+            .await
+            .context("start Raft from its log")?;
+        Ok(Self { node, raft, machine, transport })
+    }
+
+    /// The handler of the Raft protocol.
+    pub fn handler(&self) -> Handler {
+        server::handler(self.raft.clone())
+    }
+
+    /// Whether this node is part of a group already.
+    ///
+    /// # Errors
+    /// When Raft has stopped.
+    pub async fn is_initialized(&self) -> anyhow::Result<bool> {
+        self.raft.is_initialized().await.context("ask Raft whether it is part of a group")
+    }
+
+    /// Starts a new group with this node as its only voter.
+    ///
+    /// # Errors
+    /// When this node is part of a group already.
+    pub async fn found(&self) -> anyhow::Result<()> {
+        let member = openraft::BasicNode::new(self.transport.id());
+        self.raft.initialize(BTreeMap::from([(self.node.0, member)])).await.context("start a new Raft group")
+    }
+
+    /// Has a command written and applied, by whichever node leads.
+    ///
+    /// # Errors
+    /// When no leader answers in time; the error says whether the command may have been written all the same.
+    pub async fn propose(&self, command: &Command) -> Result<Outcome, ConsensusError> {
+        let bytes = Bytes::from(command.encode());
+        let request = Request::Propose(bytes.clone());
+        // A command with a request id is carried out once however often it arrives, and the others are made anew from
+        // what is seen: so every command may be sent again after an answer was lost.
+        self.with_leader(&request, || server::propose_here(&self.raft, bytes.clone())).await
+    }
+
+    /// Waits until everything that was acknowledged before this call can be read here.
+    ///
+    /// # Errors
+    /// When no leader answers in time.
+    pub async fn barrier(&self) -> Result<(), ConsensusError> {
+        let index = self.with_leader(&Request::ReadIndex, || server::read_index_here(&self.raft)).await?;
+        let mut applied = self.machine.watch();
+        let caught_up = applied.wait_for(|applied| *applied >= index);
+        match tokio::time::timeout(ANSWER_TIMEOUT, caught_up).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(ConsensusError::Stopped { reason: "the state machine has ended".into() }),
+            Err(_) => {
+                Err(ConsensusError::NoLeader { reason: format!("this node has not applied log index {index} in time") })
+            }
+        }
+    }
+
+    async fn with_leader<T, Here, Fut>(&self, request: &Request, here: Here) -> Result<T, ConsensusError>
+    where
+        T: serde::de::DeserializeOwned,
+        Here: Fn() -> Fut,
+        Fut: Future<Output = Forwarded<T>>,
+    {
+        let deadline = tokio::time::Instant::now() + ANSWER_TIMEOUT;
+        let mut lost = false;
+        let mut hint = None;
+        let mut reason = String::from("no leader is known");
+        loop {
+            if let Some(stopped) = self.view().stopped {
+                return Err(ConsensusError::Stopped { reason: stopped });
+            }
+            let leader = hint.take().or_else(|| self.raft.metrics().borrow_watched().current_leader);
+            if let Some(leader) = leader {
+                let attempt = async {
+                    if leader == self.node.0 {
+                        return Ok(here().await);
+                    }
+                    let Some(peer) = self.endpoint_of(leader) else {
+                        return Err((false, format!("node {leader} leads and is not known here")));
+                    };
+                    network::ask::<Forwarded<T>>(&self.transport, peer, request)
+                        .await
+                        .map_err(|error| (true, format!("node {leader} leads: {error}")))
+                };
+                match tokio::time::timeout_at(deadline, attempt).await {
+                    Ok(Ok(Forwarded::Done(answer))) => return Ok(answer),
+                    Ok(Ok(Forwarded::NotLeader(other))) => {
+                        reason = format!("node {leader} does not lead any more");
+                        // A hint that points back where it came from would be followed in circles.
+                        hint = other.filter(|other| *other != leader);
+                        if hint.is_some() {
+                            continue;
+                        }
+                    }
+                    Ok(Ok(Forwarded::Failed(error))) => {
+                        lost = true;
+                        reason = error;
+                    }
+                    Ok(Err((sent, error))) => {
+                        lost |= sent;
+                        reason = error;
+                    }
+                    Err(_) => {
+                        let reason = format!("node {leader} did not answer in time");
+                        return Err(ConsensusError::Unknown { reason });
+                    }
+                }
+            }
+            if tokio::time::Instant::now() + RETRY_WAIT >= deadline {
+                return Err(if lost {
+                    ConsensusError::Unknown { reason }
+                } else {
+                    ConsensusError::NoLeader { reason }
+                });
+            }
+            tokio::time::sleep(RETRY_WAIT).await;
+        }
+    }
+
+    fn endpoint_of(&self, node: u64) -> Option<EndpointId> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.membership().get_node(&node)?.addr.parse().ok()
+    }
+
+    /// Looks at the state as this node has applied it. The closure must be short: applying waits for it.
+    pub fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        self.machine.read(look)
+    }
+
+    /// The index of the last applied entry, live: a change of it means that the state may have changed.
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.machine.watch()
+    }
+
+    /// Waits until something about the group may have changed: its leader, its members, or its log.
+    pub async fn group_changed(&self) {
+        let mut metrics = self.raft.metrics();
+        // An error means that Raft has stopped, which the next look finds.
+        let _ = metrics.changed().await;
+    }
+
+    /// What this node knows of the group now.
+    pub fn view(&self) -> GroupView {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let membership = metrics.membership_config.membership();
+        let index = |id: Option<group::LogId>| id.map_or(0, |id| id.index);
+        let leads = metrics.state == ServerState::Leader;
+        let mut silent_ms = BTreeMap::new();
+        for (node, time) in metrics.heartbeat.iter().flatten().filter(|(node, _)| leads && **node != self.node.0) {
+            let ago = time.as_ref().map(|time| time.elapsed());
+            silent_ms.insert(NodeId(*node), ago.map(|ago| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)));
+        }
+        let matched = metrics.replication.iter().flatten().filter(|_| leads);
+        GroupView {
+            node: self.node,
+            leader: metrics.current_leader.map(NodeId),
+            term: metrics.current_term,
+            voters: membership.voter_ids().map(NodeId).collect(),
+            learners: membership.learner_ids().map(NodeId).collect(),
+            silent_ms,
+            matched: matched.filter_map(|(node, id)| Some((NodeId(*node), id.as_ref()?.index))).collect(),
+            last_log: metrics.last_log_index.unwrap_or(0),
+            committed: index(metrics.local_committed),
+            applied: index(metrics.last_applied),
+            snapshot: index(metrics.snapshot),
+            stopped: metrics.running_state.as_ref().err().map(ToString::to_string),
+        }
+    }
+
+    /// Adds a node to the group as a learner.
+    ///
+    /// # Errors
+    /// When this node does not lead, or the change cannot be written.
+    pub async fn add_learner(&self, node: NodeId, endpoint: EndpointId) -> anyhow::Result<()> {
+        let member = openraft::BasicNode::new(endpoint);
+        self.raft.add_learner(node.0, member, false).await.with_context(|| format!("add node {node} as a learner"))?;
+        Ok(())
+    }
+
+    /// Sets the voters. A voter that is no longer one stays on as a learner.
+    ///
+    /// # Errors
+    /// When this node does not lead, or the change cannot be written.
+    pub async fn set_voters(&self, voters: BTreeSet<NodeId>) -> anyhow::Result<()> {
+        let voters: BTreeSet<u64> = voters.into_iter().map(|node| node.0).collect();
+        let change = ChangeMembers::ReplaceAllVoters(voters);
+        self.raft.change_membership(change, true).await.context("change the voters")?;
+        Ok(())
+    }
+
+    /// Takes a learner out of the group.
+    ///
+    /// # Errors
+    /// When this node does not lead, or the change cannot be written.
+    pub async fn remove_learner(&self, node: NodeId) -> anyhow::Result<()> {
+        let change = ChangeMembers::RemoveNodes(BTreeSet::from([node.0]));
+        self.raft
+            .change_membership(change, false)
+            .await
+            .with_context(|| format!("take node {node} out of the group"))?;
+        Ok(())
+    }
+
+    /// Hands the leadership to another voter.
+    ///
+    /// # Errors
+    /// When Raft has stopped.
+    pub async fn transfer_leadership(&self, to: NodeId) -> anyhow::Result<()> {
+        self.raft.trigger().transfer_leader(to.0).await.with_context(|| format!("hand the leadership to node {to}"))
+    }
+
+    /// Stops taking part. What was acknowledged is on disk.
+    pub async fn shutdown(&self) {
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::warn!(%error, "Raft did not stop cleanly");
+        }
+    }
+}
