@@ -65,7 +65,7 @@ fn any_reachable() -> impl Strategy<Value = BTreeSet<NodeId>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn decisions_hold_are_complete_and_are_explained(state in any_cluster(), reachable in any_reachable()) {
