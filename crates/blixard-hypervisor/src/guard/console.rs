@@ -34,7 +34,8 @@ struct Viewer {
     output: VecDeque<u8>,
     /// False once the viewer has said that it sends no more; it may still read.
     sends: bool,
-    is_gone: bool,
+    /// False once the viewer has said that it reads no more; what it typed before still counts.
+    reads: bool,
 }
 
 impl Console {
@@ -79,7 +80,7 @@ impl Console {
         while let Ok((stream, _)) = self.listener.accept() {
             if self.viewers.len() < VIEWERS_MAX && stream.set_nonblocking(true).is_ok() {
                 let mut viewer =
-                    Viewer { stream, output: self.replay.clone(), sends: true, is_gone: false };
+                    Viewer { stream, output: self.replay.clone(), sends: true, reads: true };
                 viewer.flush();
                 self.viewers.push(viewer);
             }
@@ -107,8 +108,10 @@ impl Console {
         let _ = self.log.append(bytes);
         push_bounded(&mut self.replay, bytes, REPLAY_BYTES_MAX);
         for viewer in &mut self.viewers {
-            push_bounded(&mut viewer.output, bytes, VIEWER_QUEUE_BYTES_MAX);
-            viewer.flush();
+            if viewer.reads {
+                push_bounded(&mut viewer.output, bytes, VIEWER_QUEUE_BYTES_MAX);
+                viewer.flush();
+            }
         }
     }
 
@@ -122,10 +125,10 @@ impl Console {
                 Ok(0) => viewer.sends = false,
                 Ok(got) => self.input.extend(&buffer[..got]),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_) => viewer.is_gone = true,
+                Err(_) => viewer.sends = false,
             }
         } else if happened.intersects(PollFlags::POLLHUP | PollFlags::POLLERR) {
-            viewer.is_gone = true;
+            (viewer.sends, viewer.reads) = (false, false);
         }
         self.write_input();
     }
@@ -143,12 +146,12 @@ impl Console {
 
     /// Forgets the viewers that have gone; indexes change only here.
     pub(super) fn sweep(&mut self) {
-        self.viewers.retain(|viewer| !viewer.is_gone);
+        self.viewers.retain(|viewer| viewer.sends || viewer.reads);
     }
 
     /// Whether some viewer has not been sent everything yet.
     pub(super) fn has_unsent(&self) -> bool {
-        self.viewers.iter().any(|viewer| !viewer.is_gone && !viewer.output.is_empty())
+        self.viewers.iter().any(|viewer| !viewer.output.is_empty())
     }
 }
 
@@ -159,8 +162,8 @@ impl Viewer {
                 Ok(written) if written > 0 => drop(self.output.drain(..written)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 _ => {
-                    self.is_gone = true;
-                    return;
+                    self.reads = false;
+                    self.output.clear();
                 }
             }
         }
@@ -207,6 +210,27 @@ mod tests {
         }
         assert!(seen.ends_with(format!("{:0>999}\n", pieces - 1).as_bytes()));
         assert!(seen.len() < pieces * 1000);
+    }
+
+    #[test]
+    fn what_was_typed_counts_even_when_the_viewer_has_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("console.sock");
+        let (ours, mut guest) = UnixStream::pair().unwrap();
+        let mut console = Console::new(ours, socket.to_str().unwrap(), LogWriter::open(dir.path()).unwrap()).unwrap();
+        guest.write_all(b"a prompt").unwrap();
+        console.serve_serial();
+        UnixStream::connect(&socket).unwrap().write_all(b"halt\n").unwrap();
+        console.accept();
+        console.sweep();
+        console.serve_viewer(0, PollFlags::POLLIN | PollFlags::POLLHUP);
+        let mut typed = [0; 5];
+        guest.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
+        guest.read_exact(&mut typed).unwrap();
+        assert_eq!(&typed, b"halt\n");
+        console.serve_viewer(0, PollFlags::POLLIN | PollFlags::POLLHUP);
+        console.sweep();
+        assert_eq!(console.viewers().count(), 0);
     }
 
     #[test]
