@@ -143,12 +143,8 @@ impl Folder {
 
     /// Takes the lock that says "this vm has a guard", or none when another process holds it.
     pub(crate) fn lock(&self) -> io::Result<Option<Flock<File>>> {
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(self.path.join(LOCK_FILE))?;
+        let file =
+            OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(self.path.join(LOCK_FILE))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(Some(lock)),
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),

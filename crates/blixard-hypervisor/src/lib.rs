@@ -18,9 +18,13 @@ mod root;
 mod seed;
 mod spec;
 
+pub use disk::{DiskFacts, InspectError, KernelFormat, inspect_disk, inspect_kernel};
 pub use driver::{ConsoleError, Driver, LaunchError, ListError, LogError, RemoveError, StopError};
 pub use host::{HostFacts, probe};
 pub use log::{LOG_FILE_BYTES_MAX, LogChunk, LogPosition, LogSpan};
 pub use observed::{Accelerator, Confinement, ExitReason, ObservedVm, Running, VmState};
 pub use qemu::{AcceleratorChoice, QemuDriver, QemuOptions};
-pub use spec::{BaseDisk, Boot, DiskFormat, LaunchSpec, PortForward, Protocol, Seed, SpecError, is_vm_id};
+pub use spec::{
+    BaseDisk, Boot, CMDLINE_BYTES_MAX, DISK_BYTES_MAX, DiskFormat, LaunchSpec, MEMORY_MIB_MIN, PORTS_MAX, PortForward,
+    Protocol, SSH_KEYS_BYTES_MAX, Seed, SpecError, USER_DATA_BYTES_MAX, VCPUS_MAX, VM_ID_CHARS_MAX, is_vm_id,
+};

@@ -130,10 +130,7 @@ pub enum ExitReason {
 impl ExitReason {
     /// Whether somebody, inside or outside, wanted this end; an `on-failure` restart policy leaves it at that.
     pub fn is_intended(&self) -> bool {
-        matches!(
-            self,
-            ExitReason::GuestShutdown | ExitReason::Stopped | ExitReason::Forced { .. } | ExitReason::Killed
-        )
+        matches!(self, ExitReason::GuestShutdown | ExitReason::Stopped | ExitReason::Forced { .. } | ExitReason::Killed)
     }
 }
 

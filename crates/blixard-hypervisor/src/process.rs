@@ -36,7 +36,12 @@ pub(crate) fn spawn_guard(command: &[OsString], dir: &Path, stderr: File) -> io:
 /// Starts a hypervisor as the guard's child. Its standard input is the machine monitor, its standard output the serial
 /// console: sockets that nobody else can reach and that no path limits.
 #[allow(unsafe_code)]
-pub(crate) fn spawn_hypervisor(program: &Path, argv: &[String], monitor: OwnedFd, serial: OwnedFd) -> io::Result<Child> {
+pub(crate) fn spawn_hypervisor(
+    program: &Path,
+    argv: &[String],
+    monitor: OwnedFd,
+    serial: OwnedFd,
+) -> io::Result<Child> {
     let guard = nix::unistd::getpid();
     let mut command = Command::new(program);
     command.args(argv).stdin(monitor).stdout(serial).stderr(Stdio::piped());

@@ -172,9 +172,11 @@ impl LaunchSpec {
         ensure(is_vm_id(&self.vm), "vm", || {
             format!("`{}` is not 1 to {VM_ID_CHARS_MAX} characters of 0-9, a-f and -", self.vm.escape_debug())
         })?;
-        ensure(!self.name.is_empty() && self.name.len() <= 255 && !self.name.chars().any(char::is_control), "name", || {
-            "must have 1 to 255 bytes and no control characters".into()
-        })?;
+        ensure(
+            !self.name.is_empty() && self.name.len() <= 255 && !self.name.chars().any(char::is_control),
+            "name",
+            || "must have 1 to 255 bytes and no control characters".into(),
+        )?;
         ensure((1..=VCPUS_MAX).contains(&self.vcpus), "vcpus", || {
             format!("{} is not between 1 and {VCPUS_MAX}", self.vcpus)
         })?;
@@ -186,7 +188,9 @@ impl LaunchSpec {
                 format!("{bytes} is not between 1 and {DISK_BYTES_MAX}")
             })?;
         }
-        ensure(self.mac[0] & 1 == 0, "mac", || "is a group address: the lowest bit of its first byte must be 0".into())?;
+        ensure(self.mac[0] & 1 == 0, "mac", || {
+            "is a group address: the lowest bit of its first byte must be 0".into()
+        })?;
         self.boot.validate()?;
         if let Some(seed) = &self.seed {
             seed.validate()?;
@@ -316,16 +320,11 @@ pub(crate) mod tests {
             let Boot::Kernel { cmdline, .. } = &mut spec.boot else { return };
             *cmdline = "a\nb".into();
         });
-        let port = PortForward {
-            host_addr: [127, 0, 0, 1].into(),
-            host_port: 8080,
-            guest_port: 80,
-            protocol: Protocol::Tcp,
-        };
+        let port =
+            PortForward { host_addr: [127, 0, 0, 1].into(), host_port: 8080, guest_port: 80, protocol: Protocol::Tcp };
         refused("publish", |spec| spec.publish = vec![PortForward { host_port: 0, ..port }]);
         refused("publish", |spec| spec.publish = vec![port, PortForward { guest_port: 81, ..port }]);
-        let seed =
-            Seed { hostname: "web".into(), user_data: None, ssh_keys: vec![], instance_id: "i".into() };
+        let seed = Seed { hostname: "web".into(), user_data: None, ssh_keys: vec![], instance_id: "i".into() };
         refused("seed.hostname", |spec| spec.seed = Some(Seed { hostname: "-web".into(), ..seed.clone() }));
         refused("seed.ssh_keys", |spec| spec.seed = Some(Seed { ssh_keys: vec!["a\nb".into()], ..seed.clone() }));
         refused("seed.user_data", |spec| {

@@ -149,7 +149,7 @@ pub(crate) fn check(file: &mut (impl Read + Seek), file_bytes: u64) -> Result<u6
         return refuse("it has no reference counts");
     }
     let within = |what: &str, offset: u64, bytes: u64| match offset.checked_add(bytes) {
-        _ if offset % cluster != 0 => refuse(format!("{what} at {offset} does not begin with a cluster")),
+        _ if !offset.is_multiple_of(cluster) => refuse(format!("{what} at {offset} does not begin with a cluster")),
         Some(end) if end <= file_bytes => Ok(()),
         _ => refuse(format!("it is cut off: {what} at {offset} lies beyond its end at {file_bytes}")),
     };
@@ -226,4 +226,114 @@ fn read_up_to(file: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
         }
     }
     Ok(got)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::io::Cursor;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::disk::overlay;
+    use crate::spec::{BaseDisk, DiskFormat};
+
+    const CLUSTER: usize = 1 << 16;
+
+    fn put(image: &mut [u8], at: usize, value: u64) {
+        image[at..at + 8].copy_from_slice(&value.to_be_bytes());
+    }
+
+    /// An image of 1 GiB with one cluster of data, and all there is to find it: header, reference counts, both tables.
+    fn image() -> Vec<u8> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.qcow2");
+        overlay::create(&path, 1 << 30, None).unwrap();
+        let mut image = std::fs::read(path).unwrap();
+        assert_eq!(image.len(), 4 * CLUSTER);
+        image.resize(6 * CLUSTER, 0);
+        put(&mut image, 3 * CLUSTER, (1 << 63) | (4 * CLUSTER as u64));
+        put(&mut image, 4 * CLUSTER, (1 << 63) | (5 * CLUSTER as u64));
+        image
+    }
+
+    fn check_bytes(image: &[u8]) -> Result<u64, Flaw> {
+        check(&mut Cursor::new(image), image.len() as u64)
+    }
+
+    fn reason(image: &[u8]) -> String {
+        match check_bytes(image).unwrap_err() {
+            Flaw::Refused(reason) => reason,
+            flaw => panic!("{flaw:?}"),
+        }
+    }
+
+    #[test]
+    fn a_sound_image_is_accepted() {
+        assert_eq!(check_bytes(&image()).unwrap(), 1 << 30);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let bent = |at: usize, bytes: &[u8]| {
+            let mut image = image();
+            image[at..at + bytes.len()].copy_from_slice(bytes);
+            reason(&image)
+        };
+        assert!(bent(7, &[4]).contains("version 4"));
+        assert!(bent(23, &[8]).contains("cluster size"));
+        assert!(bent(35, &[1]).contains("encrypted"));
+        assert!(bent(24, &[0; 8]).contains("size of 0"));
+        assert!(bent(79, &[1]).contains("not closed properly"));
+        assert!(bent(79, &[2]).contains("corrupt"));
+        assert!(bent(79, &[4]).contains("another file"));
+        assert!(bent(79, &[0x20]).contains("features that are not known (0x20)"));
+        assert!(bent(36, &[0; 4]).contains("too small"));
+        assert!(bent(36, &[0xff; 4]).contains("impossibly large"));
+        assert!(bent(47, &[1]).contains("does not begin with a cluster"));
+        assert!(bent(59, &[0]).contains("no reference counts"));
+        // A second entry that leads to the same table.
+        assert!(bent(3 * CLUSTER + 8, &(4 * CLUSTER as u64).to_be_bytes()).contains("share"));
+    }
+
+    #[test]
+    fn a_backing_file_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.qcow2");
+        let base = BaseDisk { path: "/etc/passwd".into(), format: DiskFormat::Raw };
+        overlay::create(&path, 4096, Some(&base)).unwrap();
+        let image = std::fs::read(path).unwrap();
+        assert!(reason(&image).contains("/etc/passwd"));
+        let header = Header::read(&mut Cursor::new(&image)).unwrap();
+        assert_eq!((header.backing_name.as_deref(), header.virtual_bytes), (Some("/etc/passwd"), 4096));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Wherever it is cut, something that it refers to is missing.
+        #[test]
+        fn a_cut_image_is_refused(cut in 0_usize..6 * CLUSTER) {
+            let image = image();
+            prop_assert!(check_bytes(&image[..cut]).is_err());
+        }
+
+        /// Arbitrary damage never makes the reader panic or read for long.
+        #[test]
+        fn no_bytes_make_it_panic(changes in prop::collection::vec((0_usize..112, any::<u8>()), 0..8),
+                                  entries in prop::collection::vec((1_usize..5, 0_usize..64, any::<u64>()), 0..8),
+                                  cut in 0_usize..=6 * CLUSTER) {
+            let mut image = image();
+            for (at, value) in changes {
+                image[at] = value;
+            }
+            for (cluster, entry, value) in entries {
+                put(&mut image, cluster * CLUSTER + entry * 8, value);
+            }
+            image.truncate(cut);
+            // Whatever it says, it says something, and soon.
+            let _ = check_bytes(&image);
+        }
+    }
 }

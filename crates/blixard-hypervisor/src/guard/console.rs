@@ -79,8 +79,7 @@ impl Console {
     pub(super) fn accept(&mut self) {
         while let Ok((stream, _)) = self.listener.accept() {
             if self.viewers.len() < VIEWERS_MAX && stream.set_nonblocking(true).is_ok() {
-                let mut viewer =
-                    Viewer { stream, output: self.replay.clone(), sends: true, reads: true };
+                let mut viewer = Viewer { stream, output: self.replay.clone(), sends: true, reads: true };
                 viewer.flush();
                 self.viewers.push(viewer);
             }

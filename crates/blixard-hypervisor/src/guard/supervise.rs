@@ -162,9 +162,7 @@ impl<'a> Supervisor<'a> {
         self.hear_out();
         let words = String::from_utf8_lossy(&self.last_words).trim().to_owned();
         match status {
-            Ok(status) if self.record.ready => {
-                self.orders.exit_reason(status, self.shutdown.as_deref(), words)
-            }
+            Ok(status) if self.record.ready => self.orders.exit_reason(status, self.shutdown.as_deref(), words),
             _ if !words.is_empty() => ExitReason::LaunchFailed { detail: words },
             Ok(status) => ExitReason::LaunchFailed { detail: format!("the hypervisor did not come up ({status})") },
             Err(error) => ExitReason::LaunchFailed { detail: format!("wait for the hypervisor: {error}") },

@@ -72,7 +72,8 @@ fn group_name(vm: &str) -> String {
 
 fn delegated_parent() -> Result<PathBuf, String> {
     let own = fs::read_to_string("/proc/self/cgroup").map_err(|error| format!("read /proc/self/cgroup: {error}"))?;
-    let own = own.lines().find_map(|line| line.strip_prefix("0::/")).ok_or("this host has no version 2 control groups")?;
+    let own =
+        own.lines().find_map(|line| line.strip_prefix("0::/")).ok_or("this host has no version 2 control groups")?;
     let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|error| format!("read mountinfo: {error}"))?;
     let mount = cgroup2_mount(&mounts).ok_or("no version 2 control groups are mounted")?;
     let own = Path::new(mount).join(own);

@@ -140,26 +140,12 @@ fn guest_memory(code: &[u8]) -> Result<&'static mut [u8], String> {
 }
 
 fn enter_long_mode(vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
-    let code = kvm_segment {
-        limit: 0xffff_ffff,
-        selector: 8,
-        type_: 11,
-        present: 1,
-        s: 1,
-        l: 1,
-        g: 1,
-        ..Default::default()
-    };
+    let code =
+        kvm_segment { limit: 0xffff_ffff, selector: 8, type_: 11, present: 1, s: 1, l: 1, g: 1, ..Default::default() };
     let data = kvm_segment { selector: 16, type_: 3, db: 1, l: 0, ..code };
     let mut registers = vcpu.get_sregs()?;
     registers.cs = code;
-    for segment in [
-        &mut registers.ds,
-        &mut registers.es,
-        &mut registers.fs,
-        &mut registers.gs,
-        &mut registers.ss,
-    ] {
+    for segment in [&mut registers.ds, &mut registers.es, &mut registers.fs, &mut registers.gs, &mut registers.ss] {
         *segment = data;
     }
     registers.gdt.base = 0x5000;

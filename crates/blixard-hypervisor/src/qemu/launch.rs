@@ -29,9 +29,10 @@ impl QemuDriver {
     /// Launches while the caller holds the vm.
     pub(super) fn launch_held(&self, spec: &LaunchSpec) -> Result<(), LaunchError> {
         let context = |doing: &'static str| move |source| LaunchError::Prepare { doing: doing.to_owned(), source };
-        let folder = self.root.folder(&spec.vm).ok_or_else(|| LaunchError::Unsuitable {
-            detail: format!("{} is not a vm id", spec.vm),
-        })?;
+        let folder = self
+            .root
+            .folder(&spec.vm)
+            .ok_or_else(|| LaunchError::Unsuitable { detail: format!("{} is not a vm id", spec.vm) })?;
         self.reap();
         if self.is_running_already(&folder, spec)? {
             return Ok(());
@@ -95,8 +96,7 @@ impl QemuDriver {
 
     /// Leaves behind why nothing runs, unless the guard has done so.
     fn record_failure(&self, folder: &Folder, spec: &LaunchSpec, error: &LaunchError) {
-        let is_recorded =
-            matches!(folder.exit(), Ok(Some(exit)) if (exit.epoch, exit.run) == (spec.epoch, spec.run));
+        let is_recorded = matches!(folder.exit(), Ok(Some(exit)) if (exit.epoch, exit.run) == (spec.epoch, spec.run));
         if !is_recorded {
             let mut detail = error.to_string();
             if let Some(source) = std::error::Error::source(error) {

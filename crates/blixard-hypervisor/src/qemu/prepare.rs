@@ -2,12 +2,12 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::argv::{self, Host};
 use super::{AcceleratorChoice, QemuDriver};
-use crate::disk::overlay;
 use crate::disk::qcow2::{Flaw, Header};
+use crate::disk::{overlay, search_path};
 use crate::driver::LaunchError;
 use crate::folder::{DISK_FILE, Folder, Plan, SEED_FILE};
 use crate::host::cgroup;
@@ -34,7 +34,7 @@ impl QemuDriver {
                 File::open(path).map_err(context(&format!("open {}", path.display())))?;
             }
         }
-        let program = find_program(&self.options.qemu).ok_or_else(|| {
+        let program = search_path(&self.options.qemu).ok_or_else(|| {
             unsuitable(format!("there is no {} on this host; install QEMU", self.options.qemu.display()))
         })?;
         if argv::has_disk(spec) {
@@ -137,12 +137,4 @@ fn prepare_error(doing: &str, error: Flaw) -> LaunchError {
         Flaw::Read(source) => LaunchError::Prepare { doing: doing.to_owned(), source },
         Flaw::Refused(detail) => unsuitable(format!("{doing}: {detail}")),
     }
-}
-
-fn find_program(program: &Path) -> Option<PathBuf> {
-    if program.components().count() > 1 {
-        return program.is_file().then(|| program.to_owned());
-    }
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|dir| dir.join(program)).find(|candidate| candidate.is_file())
 }

@@ -62,22 +62,23 @@ impl Bench for QemuBench {
 
     fn obedient(&self) -> LaunchSpec {
         let guest = guest_dir();
-        spec(1, Boot::Kernel {
-            kernel: guest.join("vmlinuz"),
-            initrd: Some(guest.join("initrd.gz")),
-            cmdline: "quiet".into(),
-            root: None,
-        })
+        spec(
+            1,
+            Boot::Kernel {
+                kernel: guest.join("vmlinuz"),
+                initrd: Some(guest.join("initrd.gz")),
+                cmdline: "quiet".into(),
+                root: None,
+            },
+        )
     }
 
     fn stubborn(&self) -> LaunchSpec {
         // Without anything to run the kernel panics, and `panic=0` lets it stay like that for ever.
-        spec(2, Boot::Kernel {
-            kernel: guest_dir().join("vmlinuz"),
-            initrd: None,
-            cmdline: "panic=0".into(),
-            root: None,
-        })
+        spec(
+            2,
+            Boot::Kernel { kernel: guest_dir().join("vmlinuz"), initrd: None, cmdline: "panic=0".into(), root: None },
+        )
     }
 
     fn hopeless(&self) -> (LaunchSpec, &'static str) {

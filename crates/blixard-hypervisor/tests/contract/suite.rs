@@ -4,9 +4,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use blixard_hypervisor::{
-    ConsoleError, Driver, ExitReason, LaunchError, LogError, LogPosition, StopError, VmState,
-};
+use blixard_hypervisor::{ConsoleError, Driver, ExitReason, LaunchError, LogError, LogPosition, StopError, VmState};
 
 use crate::Case;
 use crate::bench::{Bench, PATIENCE, QemuBench, READY, await_exit, await_log, eventually, log_text, seen, state};
