@@ -1,3 +1,4 @@
 //! A Blixard node: transport, consensus, images, the agent and the control API.
 
+mod images;
 mod transport;
