@@ -8,7 +8,7 @@ use super::qmp::Qmp;
 use super::{DISK, INITRD, KERNEL, READY};
 use crate::setup;
 use anyhow::{Context, Result, bail};
-use std::fs;
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
@@ -24,8 +24,13 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
 /// Long enough that the two readings of the clock do not matter: 50 ms gives some 10 parts in a million.
 const MEASUREMENT: Duration = Duration::from_millis(50);
-/// Given to the guest on the kernel's command line; from a disk image, it has its default name.
+/// Given to the guest on the kernel's command line.
 const NAME: &str = "checked";
+/// Given to the guest on a seed disk, which counts for more. The first guest writes that disk, the next ones read it.
+const SEEDED_NAME: &str = "seeded";
+const SEED: &str = "seed.img";
+/// 1 MiB, the size of the seeds that the node writes.
+const SEED_BYTES: u64 = 1 << 20;
 
 /// What a guest is booted from, and on which machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,29 +43,34 @@ enum Boot {
     Disk,
 }
 
-/// Boots everything in `folder`, one after the other.
+/// Boots what lies in `folder` in each way, one after the other.
 pub(super) fn run(folder: &Path) -> Result<()> {
     setup::install_missing(setup::BOOT)?;
-    for boot in [Boot::Microvm, Boot::Q35, Boot::Disk] {
-        let times = check(folder, boot).with_context(|| format!("check the guest on {boot:?}"))?;
-        println!("guest: {boot:?}: {times}");
-    }
-    Ok(())
-}
-
-fn check(folder: &Path, boot: Boot) -> Result<String> {
     // Sockets have short paths only (108 bytes), so they do not go below target/, which may lie deep.
     let scratch = std::env::temp_dir().join(format!("guest-check-{}", std::process::id()));
     fs::create_dir_all(&scratch).with_context(|| format!("create {}", scratch.display()))?;
-    let result = check_in(&scratch, folder, boot);
+    let result = boot_all(&scratch, folder);
     fs::remove_dir_all(&scratch).with_context(|| format!("remove {}", scratch.display()))?;
     result
 }
 
-fn check_in(scratch: &Path, folder: &Path, boot: Boot) -> Result<String> {
+fn boot_all(scratch: &Path, folder: &Path) -> Result<()> {
+    let seed = scratch.join(SEED);
+    File::create(&seed)
+        .and_then(|file| file.set_len(SEED_BYTES))
+        .with_context(|| format!("make {}", seed.display()))?;
+    for boot in [Boot::Microvm, Boot::Q35, Boot::Disk] {
+        let seen = check(scratch, folder, boot).with_context(|| format!("check the guest on {boot:?}"))?;
+        println!("guest: {boot:?}: {seen}");
+    }
+    Ok(())
+}
+
+fn check(scratch: &Path, folder: &Path, boot: Boot) -> Result<String> {
     // The port is free again for a moment before QEMU takes it. Should another program be faster, QEMU says so.
-    let port =
-        TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).context("find a free port")?.port();
+    let listener = TcpListener::bind("127.0.0.1:0").context("find a free port")?;
+    let port = listener.local_addr()?.port();
+    drop(listener);
     let started = Instant::now();
     let mut guest = Guest::start(scratch, folder, boot, port)?;
     let mut qmp = Qmp::connect(&scratch.join("qmp"))?;
@@ -68,7 +78,7 @@ fn check_in(scratch: &Path, folder: &Path, boot: Boot) -> Result<String> {
     let boot_ms = started.elapsed().as_millis();
     let uptime = guest.line_with("blixard-guest: uptime ")?;
     let address = guest.line_with("blixard-guest: address inet ")?;
-    let name = if boot == Boot::Disk { "blixard-guest" } else { NAME };
+    let name = if boot == Boot::Microvm { NAME } else { SEEDED_NAME };
     if guest.line_with("blixard-guest: hostname ")? != name {
         bail!("the guest is not called {name}; its console:\n{}", guest.seen);
     }
@@ -76,19 +86,29 @@ fn check_in(scratch: &Path, folder: &Path, boot: Boot) -> Result<String> {
         bail!("a module was not loaded; the guest's console:\n{}", guest.seen);
     }
     // The product is no part of what is typed, so that the echo of the command is not taken for its answer.
-    guest.console.write_all(b"echo product $((1234 * 5678))\n").context("type on the guest's console")?;
+    guest.type_line("echo product $((1234 * 5678))")?;
     guest.wait_for_line("product 7006652", ANSWER_TIMEOUT)?;
+    if boot == Boot::Microvm {
+        guest.type_line(&format!(
+            "mkdosfs -n CIDATA /dev/vda && mount -t vfat /dev/vda /seed && \
+             echo 'local-hostname: {SEEDED_NAME}' >/seed/meta-data && umount /seed && echo seed written"
+        ))?;
+        guest.wait_for_line("seed written", ANSWER_TIMEOUT)?;
+    }
     let page = page(port)?;
     if !page.contains(&format!("hello from {name}")) {
         bail!("the guest's page is not the expected one:\n{page}");
     }
     let pressed = Instant::now();
     qmp.execute("system_powerdown")?;
+    // A guest that panics also ends QEMU, but by a reset.
+    let end = qmp.wait_for_event("SHUTDOWN").with_context(|| format!("the guest's console:\n{}", guest.seen))?;
+    if end["reason"] != "guest-shutdown" {
+        bail!("the guest did not power off but ended QEMU otherwise: {end}");
+    }
     guest.wait_for_end(ANSWER_TIMEOUT)?;
-    let end_ms = pressed.elapsed().as_millis();
-    Ok(format!(
-        "ready {boot_ms} ms after QEMU's start (guest uptime {uptime}), {address}, off {end_ms} ms after the power button"
-    ))
+    let off_ms = pressed.elapsed().as_millis();
+    Ok(format!("ready after {boot_ms} ms (guest uptime {uptime}), {name}, {address}, off {off_ms} ms after the button"))
 }
 
 /// A running QEMU with its console. Killed when dropped, so that a failed check leaves nothing behind.
@@ -105,7 +125,7 @@ impl Guest {
         let errors = scratch.join("errors");
         let mut command = Command::new("qemu-system-x86_64");
         command.args(arguments(scratch, folder, boot, port));
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(fs::File::create(&errors)?);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&errors)?);
         let mut qemu = command.spawn().context("start qemu-system-x86_64")?;
         let console = match connect(&mut qemu, &scratch.join("console")) {
             Ok(console) => console,
@@ -142,6 +162,10 @@ impl Guest {
         Ok(())
     }
 
+    fn type_line(&mut self, line: &str) -> Result<()> {
+        writeln!(self.console, "{line}").context("type on the guest's console")
+    }
+
     /// What follows `prefix` on the first console line that begins with it.
     fn line_with(&self, prefix: &str) -> Result<String> {
         let line = self.seen.lines().find_map(|line| line.strip_prefix(prefix));
@@ -158,9 +182,7 @@ impl Guest {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                // What the guest said after the button helps to see why it did not react.
-                let _ = self.wait_for_line("", Duration::from_secs(1));
-                bail!("QEMU still runs {timeout:?} after the power button; the guest's console:\n{}", self.seen);
+                bail!("QEMU still runs {timeout:?} after the guest powered off");
             }
             std::thread::sleep(POLL);
         }
@@ -209,6 +231,8 @@ fn arguments(scratch: &Path, folder: &Path, boot: Boot, port: u16) -> Vec<String
         let clock = if boot == Boot::Microvm { clock_arguments() } else { String::new() };
         add("-append", format!("console=ttyS0 quiet panic=-1 reboot=t hostname={NAME}{clock}"));
     }
+    add("-drive", format!("id=seed,if=none,format=raw,file={}", scratch.join(SEED).display()));
+    add("-device", format!("virtio-blk-{bus},drive=seed"));
     add("-netdev", format!("user,id=net,hostfwd=tcp:127.0.0.1:{port}-:80"));
     add("-device", format!("virtio-net-{bus},netdev=net"));
     add("-device", format!("virtio-rng-{bus}"));

@@ -73,7 +73,7 @@ fn add_busybox(tree: &mut Tree, busybox: &Path) -> Result<()> {
         tree.insert(format!("bin/{applet}"), Entry::Link("busybox".to_owned()));
     }
     tree.insert("init".to_owned(), Entry::Link("bin/busybox".to_owned()));
-    for needed in ["acpid", "cttyhack", "findfs", "httpd", "init", "insmod", "ip", "poweroff", "udhcpc"] {
+    for needed in ["acpid", "cttyhack", "dd", "httpd", "init", "insmod", "ip", "poweroff", "udhcpc"] {
         if !tree.contains_key(&format!("bin/{needed}")) {
             anyhow::bail!("the distribution's busybox lacks the applet {needed}, which the guest needs");
         }

@@ -7,8 +7,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-/// QEMU answers within milliseconds, unless the host is very busy.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// QEMU answers within milliseconds, and a guest powers off in a tenth of a second, unless the host is very busy.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A connection to one QEMU.
 pub(super) struct Qmp {
@@ -39,9 +39,19 @@ impl Qmp {
             if let Some(error) = answer.get("error") {
                 bail!("QEMU refused {command}: {error}");
             }
-            // Events come in between; nothing here waits for one.
+            // Events may come in between; the ones that somebody waits for come later.
             if let Some(value) = answer.get("return") {
                 return Ok(value.clone());
+            }
+        }
+    }
+
+    /// Reads until QEMU reports the event, and returns what it says about it.
+    pub(super) fn wait_for_event(&mut self, name: &str) -> Result<Value> {
+        loop {
+            let message = self.line().with_context(|| format!("wait for QEMU's event {name}"))?;
+            if message["event"] == name {
+                return Ok(message["data"].clone());
             }
         }
     }
