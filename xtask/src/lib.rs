@@ -8,10 +8,12 @@
 
 use std::path::{Path, PathBuf};
 
+pub mod ci;
 pub mod distribution;
 pub mod guest;
 pub mod process;
 pub mod setup;
+pub mod tidy;
 
 /// The root of the workspace that this xtask was built from.
 pub fn workspace_root() -> PathBuf {

@@ -5,7 +5,7 @@
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
-use xtask::{guest, setup};
+use xtask::{ci, guest, setup, tidy, workspace_root};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "The project's own tasks.", disable_help_subcommand = true)]
@@ -27,12 +27,18 @@ enum Task {
     },
     /// Install the tools that the other tasks need (QEMU and a few more), saying first what will run.
     Setup,
+    /// Check everything: format, tidy, clippy, the guest and all tests. Installs what is missing.
+    Ci,
+    /// Check the rules that the compiler cannot hold: walls between crates and rooms, names, sizes, licences.
+    Tidy,
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Guest { refresh, check } => guest::run(refresh, check),
         Task::Setup => setup::install_missing(setup::EVERYTHING),
+        Task::Ci => ci::run(),
+        Task::Tidy => tidy::run(&workspace_root()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
