@@ -207,7 +207,7 @@ fn one_file_starts_programs() {
 fn only_the_command_line_prints() {
     let text = lines(&[
         "fn f() { println!(\"x\"); std::eprintln!(\"y\"); }",
-        "fn g() { let out = std::io::stdout(); }",
+        "fn g() { let out = String::new(); }",
         "// println!(\"in a comment\")",
         "const TEXT: &str = \"println!()\";",
         "#[cfg(test)]",
@@ -215,8 +215,17 @@ fn only_the_command_line_prints() {
         "#[cfg(not(test))]",
         "fn h() { dbg!(1); }",
     ]);
-    is_found("crates/blixard-node/src/agent/loop.rs", &text, "terminal", &[1, 1, 2, 8]);
+    is_found("crates/blixard-node/src/agent/loop.rs", &text, "terminal", &[1, 1, 8]);
     is_found("crates/blixard/src/main.rs", "//! Speaks.\nfn main() { eprintln!(\"x\"); }\n", "terminal", &[2]);
+}
+
+#[test]
+fn standard_streams_are_for_the_command_line_and_for_processes_of_their_own() {
+    let text = "fn f() { let out = std::io::stdout(); }\nuse std::io::{self, stderr};\n";
+    is_found("crates/blixard-node/src/agent/loop.rs", text, "streams", &[1, 2]);
+    passes("crates/blixard/src/cli/vm.rs", text);
+    passes("crates/blixard-hypervisor/src/guard.rs", text);
+    is_found("crates/blixard-hypervisor/src/guard.rs", "fn f() { println!(\"x\"); }\n", "terminal", &[1]);
 }
 
 #[test]

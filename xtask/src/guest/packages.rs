@@ -45,9 +45,18 @@ fn kept(downloads: &Path) -> Option<Vec<String>> {
     files.iter().all(|file| downloads.join(file).is_file()).then_some(files)
 }
 
+/// Fills the folder anew. What an earlier download left there stays until this one is whole.
 fn download(distribution: Distribution, downloads: &Path) -> Result<Vec<String>> {
+    let part = downloads.with_extension("part");
+    remove(&part)?;
+    fs::create_dir_all(&part).with_context(|| format!("create {}", part.display()))?;
+    let files = download_to(distribution, &part)?;
     remove(downloads)?;
-    fs::create_dir_all(downloads).with_context(|| format!("create {}", downloads.display()))?;
+    fs::rename(&part, downloads).with_context(|| format!("rename {}", part.display()))?;
+    Ok(files)
+}
+
+fn download_to(distribution: Distribution, downloads: &Path) -> Result<Vec<String>> {
     if let Err(error) = run_download(distribution, downloads) {
         let Some(update) = distribution.update_command() else { return Err(error) };
         println!("guest: {error:#}; trying again with fresh package lists");

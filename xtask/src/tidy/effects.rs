@@ -48,6 +48,13 @@ const EFFECTS: &[Effect] = &[
         advice: "only cli/ prints: log it, or return it to the caller",
     },
     Effect {
+        rule: "streams",
+        is_named_by: |path| path.contains(&["io", "stdout"]) || path.contains(&["io", "stderr"]),
+        // The guard and the KVM probe are processes of their own, which report to their parent through a pipe.
+        places: &["crates/blixard/src/cli/", "crates/blixard/src/cli.rs", HYPERVISOR],
+        advice: "only cli/ writes to the terminal: log it, or return it to the caller",
+    },
+    Effect {
         rule: "processes",
         is_named_by: spawns,
         places: &[HYPERVISOR],
@@ -113,8 +120,7 @@ fn names_endpoint(path: &NamedPath) -> bool {
 }
 
 fn prints(path: &NamedPath) -> bool {
-    let is_print = path.is_macro && path.parts.last().is_some_and(|name| PRINTS.contains(&name.as_str()));
-    is_print || path.contains(&["io", "stdout"]) || path.contains(&["io", "stderr"])
+    path.is_macro && path.parts.last().is_some_and(|name| PRINTS.contains(&name.as_str()))
 }
 
 /// std's and tokio's command, however much of the path is written, and nix's fork and exec.
