@@ -82,25 +82,26 @@ pub fn install_missing(tools: &[Tool]) -> Result<()> {
     if absent.is_empty() {
         return Ok(());
     }
-    let programs: Vec<&str> = absent.iter().map(|tool| tool.program()).collect();
-    let advice = || format!("install {} by hand and run this again", programs.join(", "));
-    let distribution = Distribution::of_this_machine().with_context(advice)?;
+    let distribution = Distribution::of_this_machine().with_context(|| {
+        let programs: Vec<&str> = absent.iter().map(|tool| tool.program()).collect();
+        format!("install {} by hand and run this again", programs.join(", "))
+    })?;
     let packages: Vec<&str> = absent.iter().filter_map(|tool| tool.package(distribution)).collect();
     if packages.is_empty() {
         return Ok(());
     }
-    println!("setup: {} missing", packages.join(", "));
-    install(distribution, &packages).with_context(advice)
+    println!("setup: missing {}", packages.join(", "));
+    install(distribution, &packages)
 }
 
 /// Installs packages, with fresh package lists only when the ones at hand do not suffice: an update takes long, and on
 /// most machines it is not needed.
 fn install(distribution: Distribution, packages: &[&str]) -> Result<()> {
     let command = distribution.install_command(packages);
-    let Err(error) = distribution::as_root(&command) else { return Ok(()) };
     if !distribution::can_be_root()? {
-        return Err(error);
+        return distribution::as_root(&command);
     }
+    let Err(error) = distribution::as_root(&command) else { return Ok(()) };
     let Some(update) = distribution.update_command() else { return Err(error) };
     println!("setup: {error:#}; trying again with fresh package lists");
     distribution::as_root(&update)?;
