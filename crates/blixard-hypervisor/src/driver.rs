@@ -11,7 +11,7 @@ use crate::spec::{LaunchSpec, SpecError};
 /// Runs vms on this host. Every call blocks; a driver may be shared between threads.
 pub trait Driver: Send + Sync {
     /// Starts the vm and returns once its hypervisor runs, or says why it does not. A repeated call for the
-    /// `(epoch, run)` that already runs is no error and changes nothing. A failed launch leaves no process behind; the
+    /// `(epoch, run)` that already runs is no error and changes nothing; one that has ended is begun again. A failed launch leaves no process behind; the
     /// vm's disk and log stay.
     fn launch(&self, spec: &LaunchSpec) -> Result<(), LaunchError>;
 
@@ -62,14 +62,6 @@ pub enum LaunchError {
     /// Another run of the vm goes on; it must end first.
     #[error("epoch {epoch} run {run} of this vm still runs; stop it first")]
     AnotherRun {
-        /// Epoch of that run.
-        epoch: u64,
-        /// Run number of that run.
-        run: u64,
-    },
-    /// This very run has been and ended; a new start needs a new run number.
-    #[error("epoch {epoch} run {run} of this vm has ended already; a new start needs a new run number")]
-    Ended {
         /// Epoch of that run.
         epoch: u64,
         /// Run number of that run.

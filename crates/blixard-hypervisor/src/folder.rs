@@ -64,6 +64,7 @@ pub(crate) struct ExitRecord {
     pub(crate) run: u64,
     pub(crate) reason: ExitReason,
     pub(crate) at_ms: u64,
+    pub(crate) ran_ms: u64,
 }
 
 /// A record that is there but cannot be used.

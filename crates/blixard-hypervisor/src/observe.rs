@@ -17,17 +17,17 @@ pub(crate) fn observe(folder: &Folder, id: &str, may_record: bool) -> Option<Obs
     if !folder.exists() {
         return None;
     }
-    let (name, epoch, run, result) = match folder.spec() {
+    let (name, epoch, run, restarts, result) = match folder.spec() {
         Ok(Some(spec)) => {
             let result = state(folder, spec.epoch, spec.run, may_record);
-            (spec.name, spec.epoch, spec.run, result)
+            (spec.name, spec.epoch, spec.run, spec.restarts, result)
         }
         // The folder is made before its first record.
-        Ok(None) => (String::new(), 0, 0, Ok((interrupted(), None))),
-        Err(error) => (String::new(), 0, 0, Err(error.to_string())),
+        Ok(None) => (String::new(), 0, 0, 0, Ok((interrupted(), None))),
+        Err(error) => (String::new(), 0, 0, 0, Err(error.to_string())),
     };
     let (state, guard) = result.unwrap_or_else(|detail| (VmState::Damaged { detail }, None));
-    Some(Observation { vm: ObservedVm { vm: id.to_owned(), name, epoch, run, state }, guard })
+    Some(Observation { vm: ObservedVm { vm: id.to_owned(), name, epoch, run, restarts, state }, guard })
 }
 
 fn state(folder: &Folder, epoch: u64, run: u64, may_record: bool) -> Result<(VmState, Option<GuardRecord>), String> {
@@ -48,18 +48,20 @@ fn state(folder: &Folder, epoch: u64, run: u64, may_record: bool) -> Result<(VmS
     }
     let has_restarted = boot_id().is_ok_and(|boot_id| boot_id != record.guard.boot_id);
     let reason = if has_restarted { ExitReason::HostRestarted } else { ExitReason::GuardDied };
-    let exit = ExitRecord { epoch, run, reason: reason.clone(), at_ms: now_ms() };
+    let at_ms = now_ms();
+    let ran_ms = at_ms.saturating_sub(record.since_ms);
+    let exit = ExitRecord { epoch, run, reason: reason.clone(), at_ms, ran_ms };
     if may_record {
         // When it cannot be written (a full disk) the next look finds the same, with a later time.
         let _ = folder.write_exit(&exit);
     }
-    Ok((VmState::Exited { reason, at_ms: exit.at_ms }, None))
+    Ok((VmState::Exited { reason, at_ms, ran_ms }, None))
 }
 
 fn ended(folder: &Folder, epoch: u64, run: u64) -> Result<Option<VmState>, String> {
     let exit = folder.exit().map_err(|error| error.to_string())?;
     let exit = exit.filter(|exit| (exit.epoch, exit.run) == (epoch, run));
-    Ok(exit.map(|exit| VmState::Exited { reason: exit.reason, at_ms: exit.at_ms }))
+    Ok(exit.map(|exit| VmState::Exited { reason: exit.reason, at_ms: exit.at_ms, ran_ms: exit.ran_ms }))
 }
 
 fn running(record: &GuardRecord) -> Running {
@@ -74,5 +76,5 @@ fn running(record: &GuardRecord) -> Running {
 
 fn interrupted() -> VmState {
     let detail = "it was interrupted before a guard had taken over".to_owned();
-    VmState::Exited { reason: ExitReason::LaunchFailed { detail }, at_ms: 0 }
+    VmState::Exited { reason: ExitReason::LaunchFailed { detail }, at_ms: 0, ran_ms: 0 }
 }

@@ -15,6 +15,8 @@ pub struct ObservedVm {
     pub epoch: u64,
     /// Start within that placement.
     pub run: u64,
+    /// How often that start was begun again, as the launch said.
+    pub restarts: u32,
     /// What it is doing.
     pub state: VmState,
 }
@@ -33,6 +35,8 @@ pub enum VmState {
         reason: ExitReason,
         /// When, in milliseconds since 1970.
         at_ms: u64,
+        /// How long it had run, in milliseconds.
+        ran_ms: u64,
     },
     /// A record in the vm's folder cannot be read; nothing else about the vm is known.
     Damaged {

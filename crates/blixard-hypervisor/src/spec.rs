@@ -31,8 +31,10 @@ pub struct LaunchSpec {
     pub name: String,
     /// Rises at each new placement of the vm.
     pub epoch: u64,
-    /// Rises at each start within an epoch.
+    /// Rises at each start that a user asks for within an epoch.
     pub run: u64,
+    /// How often this run was begun again after it had ended; recorded, and shown by [`list`](crate::Driver::list).
+    pub restarts: u32,
     /// Virtual processors.
     pub vcpus: u32,
     /// Memory of the guest in MiB; the hypervisor's own comes on top.
@@ -281,6 +283,7 @@ pub(crate) mod tests {
             name: "web".into(),
             epoch: 3,
             run: 2,
+            restarts: 0,
             vcpus: 2,
             memory_mib: 256,
             boot: Boot::Kernel {

@@ -98,7 +98,10 @@ fn guard(dir: &Path) -> Result<(), String> {
         Ok(confinement) => supervise::supervise(&folder, &plan, confinement),
         Err(detail) => ExitReason::LaunchFailed { detail },
     };
-    let record = ExitRecord { epoch: plan.epoch, run: plan.run, reason: reason.clone(), at_ms: now_ms() };
+    let at_ms = now_ms();
+    let since_ms = folder.guard().ok().flatten().map_or(at_ms, |record| record.since_ms);
+    let ran_ms = at_ms.saturating_sub(since_ms);
+    let record = ExitRecord { epoch: plan.epoch, run: plan.run, reason: reason.clone(), at_ms, ran_ms };
     let written = folder.write_exit(&record).map_err(context("write exit.json"));
     // The record is there before anybody can take the lock and begin the next run.
     drop(lock);

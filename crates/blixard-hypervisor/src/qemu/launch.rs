@@ -64,8 +64,6 @@ impl QemuDriver {
                 // A process before this one began it, and its guard is about to know how it went.
                 VmState::Starting if is_same && Instant::now() < deadline => std::thread::sleep(ADOPT_POLL),
                 VmState::Running(_) | VmState::Starting => return Err(LaunchError::AnotherRun { epoch, run }),
-                VmState::Exited { reason: ExitReason::LaunchFailed { .. }, .. } => return Ok(false),
-                VmState::Exited { .. } if is_same => return Err(LaunchError::Ended { epoch, run }),
                 VmState::Exited { .. } => return Ok(false),
             }
         }
@@ -104,7 +102,8 @@ impl QemuDriver {
             }
             let reason = ExitReason::LaunchFailed { detail };
             // The caller is told anyway.
-            let _ = folder.write_exit(&ExitRecord { epoch: spec.epoch, run: spec.run, reason, at_ms: now_ms() });
+            let record = ExitRecord { epoch: spec.epoch, run: spec.run, reason, at_ms: now_ms(), ran_ms: 0 };
+            let _ = folder.write_exit(&record);
         }
     }
 }

@@ -117,6 +117,7 @@ pub(crate) fn spec(number: u64, boot: Boot) -> LaunchSpec {
         name: format!("test-{number}"),
         epoch: 1,
         run: 1,
+        restarts: 0,
         vcpus: 1,
         memory_mib: 128,
         boot,
@@ -164,7 +165,7 @@ pub(crate) fn await_exit(driver: &dyn Driver, vm: &str) -> blixard_hypervisor::E
     let deadline = Instant::now() + PATIENCE;
     loop {
         match state(driver, vm) {
-            VmState::Exited { reason, at_ms } => {
+            VmState::Exited { reason, at_ms, .. } => {
                 assert!(at_ms > 0);
                 return reason;
             }
