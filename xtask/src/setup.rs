@@ -1,5 +1,6 @@
 //! Installs the tools that the other tasks call, from the distribution's packages.
 //!
+//! The C compiler is not among them: without one, cargo could not have built this program (`.ci/run` installs it).
 //! A tool that is already there is left alone, whatever package it came from. Nothing is installed without the
 //! command being printed first.
 
@@ -20,8 +21,6 @@ pub enum Tool {
     Zstd,
     /// `cpio`: opens rpm packages.
     Cpio,
-    /// `cc`: links Rust programs and compiles the C parts of some crates.
-    CCompiler,
     /// `ip`: makes network namespaces for tests.
     Ip,
     /// `nft`: makes the NAT of network tests.
@@ -33,8 +32,7 @@ pub const GUEST: &[Tool] = &[Tool::QemuImg, Tool::Gzip, Tool::Zstd, Tool::Cpio];
 /// What booting a guest needs.
 pub const BOOT: &[Tool] = &[Tool::Qemu, Tool::QemuImg];
 /// Everything that any task needs.
-pub const EVERYTHING: &[Tool] =
-    &[Tool::Qemu, Tool::QemuImg, Tool::Gzip, Tool::Zstd, Tool::Cpio, Tool::CCompiler, Tool::Ip, Tool::Nft];
+pub const EVERYTHING: &[Tool] = &[Tool::Qemu, Tool::QemuImg, Tool::Gzip, Tool::Zstd, Tool::Cpio, Tool::Ip, Tool::Nft];
 
 impl Tool {
     /// The program's name on the PATH.
@@ -45,7 +43,6 @@ impl Tool {
             Self::Gzip => "gzip",
             Self::Zstd => "zstd",
             Self::Cpio => "cpio",
-            Self::CCompiler => "cc",
             Self::Ip => "ip",
             Self::Nft => "nft",
         }
@@ -66,8 +63,6 @@ impl Tool {
             (Self::Zstd, Debian | Fedora | Alpine) => return None,
             (Self::Cpio, Fedora) => "cpio",
             (Self::Cpio, _) => return None,
-            (Self::CCompiler, Alpine) => "build-base",
-            (Self::CCompiler, _) => "gcc",
             (Self::Ip, Fedora) => "iproute",
             (Self::Ip, _) => "iproute2",
             (Self::Nft, _) => "nftables",

@@ -172,7 +172,7 @@ mod tests {
     #[test]
     fn modules_come_after_what_they_depend_on() {
         let folder = tree(&[
-            ("virtio_net", "virtio,net_failover"),
+            ("virtio_net", "virtio,net-failover"),
             ("net_failover", "failover"),
             ("failover", ""),
             ("virtio-rng", "virtio"),

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -58,8 +58,11 @@ impl Qmp {
 
     fn line(&mut self) -> Result<Value> {
         let mut line = String::new();
-        if self.reader.read_line(&mut line).context("read from QEMU")? == 0 {
-            bail!("QEMU closed its control socket");
+        match self.reader.read_line(&mut line) {
+            Ok(0) => bail!("QEMU closed its control socket"),
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => bail!("QEMU said nothing for {ANSWER_TIMEOUT:?}"),
+            Err(error) => return Err(error).context("read from QEMU"),
         }
         serde_json::from_str(&line).with_context(|| format!("QEMU sent something that is not JSON: {line}"))
     }
