@@ -23,4 +23,4 @@ pub mod user;
 
 pub use api::join::JoinRefusal;
 pub use node::{Ended, Node, StartError};
-pub use raft::{RaftConfig, Role};
+pub use raft::Role;

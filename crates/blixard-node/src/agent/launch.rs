@@ -10,7 +10,7 @@ use hypervisor::{BaseDisk, Boot, LaunchSpec, PortForward};
 use crate::images::Images;
 
 /// What the driver is to run for a vm. The image's files are used where the blob store has them.
-pub(super) fn launch_spec(
+pub(super) async fn launch_spec(
     images: &Images,
     vm: &Vm,
     manifest: &Manifest,
@@ -18,21 +18,27 @@ pub(super) fn launch_spec(
     run: u64,
     restarts: u32,
 ) -> anyhow::Result<LaunchSpec> {
-    let path = |part: &Part| images.path(part.hash).context("find the image's file");
-    let disk = |disk: &DiskPart| {
+    let path = async |part: &Part| images.path(part.hash).await.context("find the image's file");
+    let disk = async |disk: &DiskPart| {
         let format = match disk.format {
             blixard_core::DiskFormat::Raw => hypervisor::DiskFormat::Raw,
             blixard_core::DiskFormat::Qcow2 => hypervisor::DiskFormat::Qcow2,
         };
-        anyhow::Ok(BaseDisk { path: path(&disk.part)?, format })
+        anyhow::Ok(BaseDisk { path: path(&disk.part).await?, format })
     };
     let boot = match manifest {
-        Manifest::Disk(base) => Boot::Disk(disk(base)?),
+        Manifest::Disk(base) => Boot::Disk(disk(base).await?),
         Manifest::Kernel { kernel, initrd, root, cmdline } => Boot::Kernel {
-            kernel: path(kernel)?,
-            initrd: initrd.as_ref().map(path).transpose()?,
+            kernel: path(kernel).await?,
+            initrd: match initrd {
+                Some(initrd) => Some(path(initrd).await?),
+                None => None,
+            },
             cmdline: cmdline.clone(),
-            root: root.as_ref().map(disk).transpose()?,
+            root: match root {
+                Some(root) => Some(disk(root).await?),
+                None => None,
+            },
         },
     };
     let publish = vm.spec.publish.iter().map(|port| PortForward {

@@ -58,7 +58,7 @@ impl Agent {
                 Err(_) => tracing::debug!(vm, "a folder among the vms is not one of a vm"),
             }
         }
-        self.observe_images(&mut view).await;
+        self.observe_images(&mut view).await.context("look at the images on this host")?;
         let mut desk = self.desk();
         // A launch that failed counts until something newer is there for the vm.
         desk.launch_failures.retain(|id, failure| {
@@ -86,8 +86,8 @@ impl Agent {
         Ok(view)
     }
 
-    async fn observe_images(&self, view: &mut LocalView) {
-        let kept = self.inner.images.kept();
+    async fn observe_images(&self, view: &mut LocalView) -> anyhow::Result<()> {
+        let kept = self.inner.images.kept().await?;
         let importing = {
             let mut desk = self.desk();
             desk.complete.retain(|image| kept.contains(image));
@@ -107,7 +107,7 @@ impl Agent {
                 None => {
                     let manifest = self.inner.raft.read(|state| state.images.get(&image).map(|i| i.manifest.clone()));
                     match manifest {
-                        Some(manifest) if self.inner.images.is_complete(&manifest).await => {
+                        Some(manifest) if self.inner.images.is_complete(&manifest).await? => {
                             self.desk().complete.insert(image);
                             Some(LocalImage::Complete)
                         }
@@ -125,5 +125,6 @@ impl Agent {
         for image in importing {
             view.images.insert(image, LocalImage::Importing);
         }
+        Ok(())
     }
 }

@@ -20,7 +20,8 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
-use crate::api::bootstrap::{Bootstrap, HTTP_PORT_OFFSET};
+use crate::api::bootstrap::Bootstrap;
+use crate::config::HTTP_PORT_OFFSET;
 use crate::counters::Counters;
 use crate::raft::Raft;
 

@@ -124,12 +124,6 @@ async fn change_membership(raft: &Raft, view: &GroupView, step: MembershipStep) 
             }
             raft.remove_learner(node).await
         }
-        MembershipStep::StepDown => {
-            let heirs = view.voters.iter().filter(|voter| **voter != view.node);
-            // The voter with the longest log wins the election soonest.
-            let heir = heirs.max_by_key(|voter| view.matched.get(voter).copied().unwrap_or(0));
-            let heir = heir.context("no other voter could take the leadership over")?;
-            raft.transfer_leadership(*heir).await
-        }
+        MembershipStep::StepDown { successor } => raft.transfer_leadership(successor).await,
     }
 }

@@ -15,6 +15,8 @@ use crate::api::views::{AddImage, BlobView, ImageSource, ImageView};
 use crate::clock;
 use crate::images::ImportError;
 
+/// The tool for a second opinion on disks.
+const QEMU_IMG: &str = "qemu-img";
 /// Uploads that wait to become part of an image, at most.
 const UPLOADS_MAX: usize = 64;
 /// How long an upload waits to become part of an image before it is dropped.
@@ -29,7 +31,7 @@ pub(super) async fn upload(State(server): State<Server>, body: RawBody) -> Resul
             return Err(Fault::new(FaultKind::Conflict, text));
         }
     }
-    let content = body.into_data_stream().map_err(std::io::Error::other);
+    let content = TryStreamExt::map_err(body.into_data_stream(), std::io::Error::other);
     let blob = server.inner.images.import(content).await.map_err(|error| match error {
         ImportError::Source(_) => Fault::bad_request(format!("the upload broke off: {error}")),
         other => Fault::new(FaultKind::Internal, format!("{:#}", anyhow::Error::from(other))),
@@ -105,7 +107,7 @@ fn part(server: &Server, hash: BlobHash) -> Result<Part, Fault> {
 async fn disk_part(server: &Server, hash: BlobHash) -> Result<DiskPart, Fault> {
     let part = part(server, hash)?;
     let path = server.inner.images.path(hash).await.map_err(anyhow::Error::from)?;
-    let inspect = tokio::task::spawn_blocking(move || blixard_hypervisor::inspect_disk(&path));
+    let inspect = tokio::task::spawn_blocking(move || blixard_hypervisor::inspect_disk(&path, QEMU_IMG.as_ref()));
     let facts = inspect.await.map_err(anyhow::Error::from)?.map_err(|error| Fault::bad_request(chain(&error)))?;
     let format = match facts.format {
         blixard_hypervisor::DiskFormat::Raw => DiskFormat::Raw,

@@ -129,7 +129,7 @@ struct Asker {
     request: Option<RequestId>,
 }
 
-impl<S: Sync> FromRequestParts<S> for Asker {
+impl<S: Send + Sync> FromRequestParts<S> for Asker {
     type Rejection = Fault;
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Fault> {
         let caller = parts.extensions.get::<Caller>().copied();
@@ -155,7 +155,7 @@ struct Freshness {
 /// A JSON body. What cannot be read is a fault like any other.
 struct Body<T>(T);
 
-impl<S: Sync, T: serde::de::DeserializeOwned> FromRequest<S> for Body<T> {
+impl<S: Send + Sync, T: serde::de::DeserializeOwned> FromRequest<S> for Body<T> {
     type Rejection = Fault;
     async fn from_request(request: Request, state: &S) -> Result<Self, Fault> {
         match axum::Json::<T>::from_request(request, state).await {
@@ -171,7 +171,7 @@ impl<S: Sync, T: serde::de::DeserializeOwned> FromRequest<S> for Body<T> {
 /// A part of a path, or a query, that is checked like a body.
 struct Path<T>(T);
 
-impl<S: Sync, T: serde::de::DeserializeOwned + Send> FromRequestParts<S> for Path<T> {
+impl<S: Send + Sync, T: serde::de::DeserializeOwned + Send> FromRequestParts<S> for Path<T> {
     type Rejection = Fault;
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Fault> {
         let path = axum::extract::Path::<T>::from_request_parts(parts, state).await;
@@ -181,7 +181,7 @@ impl<S: Sync, T: serde::de::DeserializeOwned + Send> FromRequestParts<S> for Pat
 
 struct Query<T>(T);
 
-impl<S: Sync, T: serde::de::DeserializeOwned> FromRequestParts<S> for Query<T> {
+impl<S: Send + Sync, T: serde::de::DeserializeOwned> FromRequestParts<S> for Query<T> {
     type Rejection = Fault;
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Fault> {
         let query = axum::extract::Query::<T>::from_request_parts(parts, state).await;
