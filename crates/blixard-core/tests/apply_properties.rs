@@ -5,7 +5,7 @@ mod plausible;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use blixard_core::{Change, Command, EndpointId, NodeId, RequestId, State, TokenId};
+use blixard_core::{Actor, Change, Command, EndpointId, NodeId, Placement, RequestId, State, TokenId};
 use plausible::{prelude, step, steps};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -98,11 +98,37 @@ proptest! {
             for (id, vm) in &state.vms {
                 let (epoch, run, nodes) = seen.entry(*id).or_default();
                 prop_assert!(vm.epoch >= *epoch && vm.desired.run >= *run, "went back after {:?}", command);
+                prop_assert!(vm.epoch <= *epoch + 1, "an epoch was skipped by {:?}", command);
                 (*epoch, *run) = (vm.epoch, vm.desired.run);
                 if let Some(placed) = vm.placement {
                     let first = *nodes.entry(placed.epoch).or_insert(placed.node);
                     prop_assert_eq!(first, placed.node, "epoch {} has two nodes", placed.epoch);
                 }
+            }
+        }
+    }
+
+    /// Nobody but the node that has a vm is heard on it, and only on its present placement and on runs that go forward.
+    #[test]
+    fn only_the_node_that_has_a_vm_is_heard(steps in steps(120)) {
+        let mut state = State::default();
+        for command in log(&steps) {
+            let before = state.clone();
+            let is_retry = command.request.is_some_and(|id| before.answered.iter().any(|(known, _)| *known == id));
+            let (false, Ok(_)) = (is_retry, state.apply(&command)) else { continue };
+            let (id, node, epoch) = match &command.change {
+                Change::ReportVm { id, node, observed } => (id, node, observed.epoch),
+                Change::ForgetVm { id, node, epoch } => (id, node, *epoch),
+                _ => continue,
+            };
+            let vm = &before.vms[id];
+            prop_assert_eq!(command.by, Actor::Node(*node));
+            prop_assert_eq!(vm.placement, Some(Placement { node: *node, epoch }));
+            if let Change::ReportVm { observed, .. } = &command.change {
+                let known = vm.observed.as_ref().map_or(0, |known| known.run);
+                prop_assert!((known..=vm.desired.run).contains(&observed.run));
+            } else {
+                prop_assert!(vm.desired.deleting);
             }
         }
     }

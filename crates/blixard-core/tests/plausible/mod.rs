@@ -184,18 +184,23 @@ fn ground(change: &mut Change, by: &mut Actor, state: &State) {
         }
         Change::ReportVm { id, node, observed } => {
             known_vm(id);
+            // Some reports come late, from a node that had the vm or under an epoch that is over.
+            let is_late = observed.restarts == 2;
             if let Some((vm, placed)) = state.vms.get(id).and_then(|vm| vm.placement.map(|placed| (vm, placed))) {
-                *node = placed.node;
-                observed.epoch = placed.epoch;
+                if !is_late {
+                    (*node, observed.epoch) = (placed.node, placed.epoch);
+                }
                 observed.run = vm.desired.run.saturating_sub(u64::from(observed.run == 0));
             }
+            member(node);
             *by = Actor::Node(*node);
         }
         Change::ForgetVm { id, node, epoch } => {
             known_vm(id);
-            if let Some(placed) = state.vms.get(id).and_then(|vm| vm.placement) {
+            if let Some(placed) = state.vms.get(id).and_then(|vm| vm.placement).filter(|_| *epoch != 3) {
                 (*node, *epoch) = (placed.node, placed.epoch);
             }
+            member(node);
             *by = Actor::Node(*node);
         }
         _ => {}

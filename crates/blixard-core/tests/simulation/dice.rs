@@ -24,4 +24,8 @@ impl Dice {
     pub(crate) fn one_in(&mut self, n: u64) -> bool {
         self.up_to(n) == 0
     }
+
+    pub(crate) fn below_three(&mut self) -> u8 {
+        (self.next() % 3) as u8
+    }
 }

@@ -46,6 +46,10 @@ pub(crate) struct Host {
     pub(crate) applied: usize,
     pub(crate) guests: BTreeMap<VmId, Guest>,
     pub(crate) images: BTreeMap<ImageId, LocalImage>,
+    /// The images that a user is importing, and how much of the log must be applied before they count as imported.
+    imports: BTreeMap<ImageId, usize>,
+    /// Whether anything has changed here since the agent last looked.
+    pub(crate) is_stirred: bool,
     /// When the fetches that are under way will end.
     fetches: BTreeMap<ImageId, u64>,
     /// Proposals that have not been answered: the agent does not repeat them.
@@ -63,6 +67,8 @@ impl Host {
             applied: 0,
             guests: BTreeMap::new(),
             images: BTreeMap::new(),
+            imports: BTreeMap::new(),
+            is_stirred: true,
             fetches: BTreeMap::new(),
             in_flight: Vec::new(),
             look_again_at: None,
@@ -73,7 +79,21 @@ impl Host {
         for command in log.iter().take(to).skip(self.applied) {
             let _ = self.replica.apply(command);
         }
+        self.is_stirred |= to > self.applied;
         self.applied = self.applied.max(to);
+        let applied = self.applied;
+        let done: Vec<ImageId> = self.imports.iter().filter(|(_, at)| **at <= applied).map(|(id, _)| *id).collect();
+        for image in done {
+            self.imports.remove(&image);
+            self.images.insert(image, LocalImage::Complete);
+        }
+    }
+
+    /// Imports an image that is not here; its command is the last of the log by then.
+    pub(crate) fn import(&mut self, image: ImageId, log_len: usize) {
+        self.images.insert(image, LocalImage::Importing);
+        self.imports.insert(image, log_len);
+        self.is_stirred = true;
     }
 
     /// The earliest thing that will happen here by itself.
@@ -91,7 +111,9 @@ impl Host {
         let ids: Vec<VmId> = self.guests.keys().copied().collect();
         for id in ids {
             let Some(guest) = self.guests.get_mut(&id) else { continue };
-            if guest.obeys_at.is_some_and(|at| at <= now) {
+            let is_due = |at: Option<u64>| at.is_some_and(|at| at <= now);
+            self.is_stirred |= faults || is_due(guest.obeys_at) || is_due(guest.order.map(|(_, at)| at));
+            if is_due(guest.obeys_at) {
                 guest.exit(true, true, now);
             }
             match guest.order {
@@ -104,7 +126,8 @@ impl Host {
         let due: Vec<ImageId> = self.fetches.iter().filter(|(_, at)| **at <= now).map(|(id, _)| *id).collect();
         for id in due {
             self.fetches.remove(&id);
-            let failed = LocalImage::Failed { retry_at: UnixMs(now + 3_000) };
+            self.is_stirred = true;
+            let failed = LocalImage::Failed { retry_at: UnixMs(now + 90_000) };
             self.images.insert(id, if faults && dice.one_in(4) { failed } else { LocalImage::Complete });
         }
     }
@@ -164,6 +187,7 @@ impl Host {
 
     /// Reconciles, carries the orders out, and returns the proposals.
     pub(crate) fn act(&mut self, truth: &State, now: u64, dice: &mut Dice) -> Vec<Change> {
+        self.is_stirred = false;
         let plan = reconcile(self.id, &self.replica, &self.view(), UnixMs(now));
         self.look_again_at = plan.look_again_at.map(|at| at.0);
         let due = self.look_again_at;
@@ -177,7 +201,10 @@ impl Host {
                         proposals.push(change);
                     }
                 }
-                action => self.obey(action, truth, now, dice),
+                action => {
+                    self.is_stirred = true;
+                    self.obey(action, truth, now, dice);
+                }
             }
         }
         proposals

@@ -21,7 +21,7 @@ use blixard_core::{
 
 use dice::Dice;
 use host::Host;
-use plausible::{USER, manifest, prelude, spec, vm_id};
+use plausible::{USER, image, manifest, prelude, spec, vm_id};
 
 const SEEDS: u64 = 2_000;
 const NODES: u8 = 4;
@@ -74,7 +74,7 @@ impl World {
     fn user(&mut self) {
         let id = vm_id(u8::try_from(self.dice.up_to(VMS)).unwrap());
         let timeout_ms = [0, 500, 10_000, 30_000][usize::try_from(self.dice.up_to(4)).unwrap()];
-        let change = match self.dice.up_to(12) {
+        let change = match self.dice.up_to(14) {
             0..4 => {
                 let restart = match self.dice.up_to(3) {
                     0 => RestartPolicy::Never,
@@ -84,7 +84,7 @@ impl World {
                 let pinned = NodeId(1 + self.dice.up_to(NODES.into()));
                 let node = Some(pinned).filter(|pinned| self.truth.nodes.contains_key(pinned) && self.dice.one_in(4));
                 let anti_affinity = self.dice.one_in(3).then(|| "apart".to_owned());
-                let index = u8::try_from(self.dice.up_to(3)).unwrap();
+                let index = self.dice.below_three();
                 let spec = VmSpec { restart, node, anti_affinity, memory_mib: 1024, ..spec(index) };
                 let name = format!("vm-{id}").parse().unwrap();
                 Change::CreateVm { id, name, spec, start: !self.dice.one_in(4) }
@@ -92,9 +92,25 @@ impl World {
             4..7 => Change::StartVm(id),
             7..9 => Change::StopVm { id, timeout_ms },
             9..10 => Change::RestartVm { id, timeout_ms },
+            10 => Change::DeleteImage(manifest(self.dice.below_three()).id()),
+            11 => return self.import(),
             _ => Change::DeleteVm(id),
         };
         self.order(change);
+    }
+
+    /// A user imports an image on a node that is up.
+    fn import(&mut self) {
+        let index = self.dice.below_three();
+        let holder = NodeId(1 + self.dice.up_to(NODES.into()));
+        let image = image(index, index, [holder].into());
+        let host = &self.hosts[&holder];
+        let is_member = self.truth.nodes.contains_key(&holder);
+        if host.is_up && is_member && !host.images.contains_key(&image.id) {
+            let id = image.id;
+            self.order(Change::AddImage(image));
+            self.hosts.get_mut(&holder).unwrap().import(id, self.log.len());
+        }
     }
 
     fn post(&mut self, from: NodeId, changes: Vec<Change>) {
@@ -129,7 +145,9 @@ impl World {
         self.mail = later;
         due.sort_by_key(|(at, ..)| *at);
         for (_, from, change) in due {
-            self.hosts.get_mut(&from).unwrap().in_flight.retain(|known| *known != change);
+            let host = self.hosts.get_mut(&from).unwrap();
+            host.in_flight.retain(|known| *known != change);
+            host.is_stirred = true;
             let command = Command { request: None, at: UnixMs(self.now), by: Actor::Node(from), change };
             self.decide(command);
         }
@@ -169,6 +187,10 @@ impl World {
             let behind = self.log.len() - host.applied;
             let lag = if self.faults { usize::try_from(self.dice.up_to(1 + behind as u64)).unwrap() } else { 0 };
             host.follow(&self.log, self.log.len() - lag);
+            let is_due = host.look_again_at.is_some_and(|at| at <= self.now);
+            if !self.faults && !host.is_stirred && !is_due {
+                continue;
+            }
             let alive = host.guests.values().filter(|guest| guest.is_alive()).count();
             let proposals = host.act(&self.truth, self.now, &mut self.dice);
             let alive_now = host.guests.values().filter(|guest| guest.is_alive()).count();
@@ -210,6 +232,7 @@ impl World {
         self.faults = false;
         for host in self.hosts.values_mut().filter(|host| !host.is_dead) {
             host.is_up = true;
+            host.is_stirred = true;
         }
         for _ in 0..CALM_EVENTS_MAX {
             let before = self.log.len();
