@@ -5,6 +5,7 @@ compile_error!("blixard-hypervisor runs QEMU for x86-64 guests on x86-64 Linux; 
 
 mod disk;
 mod driver;
+mod fake;
 mod folder;
 pub mod guard;
 mod host;
@@ -12,6 +13,7 @@ mod identity;
 mod log;
 mod observe;
 mod observed;
+mod order;
 mod process;
 mod qemu;
 mod root;
@@ -20,6 +22,7 @@ mod spec;
 
 pub use disk::{DiskFacts, InspectError, KernelFormat, inspect_disk, inspect_kernel};
 pub use driver::{ConsoleError, Driver, LaunchError, ListError, LogError, RemoveError, StopError};
+pub use fake::{FakeDriver, FakeScript};
 pub use host::{HostFacts, probe};
 pub use log::{LOG_FILE_BYTES_MAX, LogChunk, LogPosition, LogSpan};
 pub use observed::{Accelerator, Confinement, ExitReason, ObservedVm, Running, VmState};

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use blixard_hypervisor::{
-    AcceleratorChoice, Boot, Driver, LaunchSpec, LogPosition, ObservedVm, QemuDriver, QemuOptions, VmState,
+    AcceleratorChoice, BaseDisk, Boot, DiskFormat, Driver, FakeDriver, FakeScript, LaunchSpec, LogPosition, ObservedVm,
+    QemuDriver, QemuOptions, VmState,
 };
 
 /// First argument with which this program is a guard.
@@ -25,8 +26,6 @@ pub(crate) trait Bench {
     fn stubborn(&self) -> LaunchSpec;
     /// A vm that cannot start, and a word of the reason.
     fn hopeless(&self) -> (LaunchSpec, &'static str);
-    /// Has the guest of a vm shut itself down.
-    fn shut_down_inside(&self, driver: &dyn Driver, vm: &str);
     fn root(&self) -> &Path;
 }
 
@@ -88,14 +87,54 @@ impl Bench for QemuBench {
         (spec(3, boot), "kernel")
     }
 
-    fn shut_down_inside(&self, driver: &dyn Driver, vm: &str) {
-        use std::io::Write;
-        driver.console(vm).unwrap().write_all(b"\npoweroff -f\n").unwrap();
-    }
-
     fn root(&self) -> &Path {
         &self.root
     }
+}
+
+/// The fake driver.
+pub(crate) struct FakeBench {
+    root: tempfile::TempDir,
+}
+
+impl FakeBench {
+    pub(crate) fn new() -> FakeBench {
+        let bench = FakeBench { root: tempfile::tempdir().unwrap() };
+        let (stubborn, (hopeless, word)) = (bench.stubborn(), bench.hopeless());
+        let script = FakeScript {
+            launch_failures: [(hopeless.name, format!("the script has no {word} for it"))].into(),
+            // One by name and one by id, since a script may have either.
+            ignore_stop: [stubborn.vm].into(),
+        };
+        FakeDriver::new(bench.root.path()).unwrap().set_script(&script).unwrap();
+        bench
+    }
+}
+
+impl Bench for FakeBench {
+    fn open(&self) -> Box<dyn Driver> {
+        Box::new(FakeDriver::new(self.root.path()).unwrap())
+    }
+
+    fn obedient(&self) -> LaunchSpec {
+        spec(1, no_boot())
+    }
+
+    fn stubborn(&self) -> LaunchSpec {
+        spec(2, no_boot())
+    }
+
+    fn hopeless(&self) -> (LaunchSpec, &'static str) {
+        (spec(3, no_boot()), "kernel")
+    }
+
+    fn root(&self) -> &Path {
+        self.root.path()
+    }
+}
+
+fn no_boot() -> Boot {
+    Boot::Disk(BaseDisk { path: "/nowhere".into(), format: DiskFormat::Raw })
 }
 
 impl Drop for QemuBench {
