@@ -11,10 +11,12 @@ use blixard_hypervisor::{
 
 /// First argument with which this program is a guard.
 pub(crate) const GUARD_ARGUMENT: &str = "guard";
+/// First argument with which this program launches a vm and waits to be killed.
+pub(crate) const LAUNCH_ARGUMENT: &str = "launch";
 /// What the test guest prints when its shell is there.
 pub(crate) const READY: &str = "blixard-guest: ready";
 /// The longest that anything here may take on a host that is busy with other things.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the contract needs of a driver under test.
 pub(crate) trait Bench {
@@ -44,9 +46,13 @@ impl QemuBench {
     }
 
     pub(crate) fn driver(&self) -> QemuDriver {
+        Self::driver_on(&self.root)
+    }
+
+    pub(crate) fn driver_on(root: &Path) -> QemuDriver {
         let guard: Vec<OsString> = vec![std::env::current_exe().unwrap().into(), GUARD_ARGUMENT.into()];
         let options = QemuOptions { accelerator: AcceleratorChoice::Tcg, ..QemuOptions::default() };
-        QemuDriver::new(&self.root, guard, options).unwrap()
+        QemuDriver::new(root, guard, options).unwrap()
     }
 
     pub(crate) fn scratch(&self) -> &Path {

@@ -78,7 +78,8 @@ fn a_stop_is_obeyed(bench: &dyn Bench) {
     await_log(&*driver, &spec.vm, READY);
     assert!(is_running(&state(&*driver, &spec.vm)));
     driver.stop(&spec.vm, PATIENCE).unwrap();
-    assert_eq!(await_exit(&*driver, &spec.vm), ExitReason::Stopped);
+    let reason = await_exit(&*driver, &spec.vm);
+    assert_eq!(reason, ExitReason::Stopped, "the console said {}", log_text(&*driver, &spec.vm));
     driver.stop(&spec.vm, PATIENCE).unwrap();
 }
 
