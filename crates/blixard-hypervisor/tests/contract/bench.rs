@@ -46,13 +46,16 @@ impl QemuBench {
     }
 
     pub(crate) fn driver(&self) -> QemuDriver {
-        Self::driver_on(&self.root)
+        Self::driver_on(&self.root, AcceleratorChoice::Tcg)
     }
 
-    pub(crate) fn driver_on(root: &Path) -> QemuDriver {
+    pub(crate) fn driver_with(&self, accelerator: AcceleratorChoice) -> QemuDriver {
+        Self::driver_on(&self.root, accelerator)
+    }
+
+    pub(crate) fn driver_on(root: &Path, accelerator: AcceleratorChoice) -> QemuDriver {
         let guard: Vec<OsString> = vec![std::env::current_exe().unwrap().into(), GUARD_ARGUMENT.into()];
-        let options = QemuOptions { accelerator: AcceleratorChoice::Tcg, ..QemuOptions::default() };
-        QemuDriver::new(root, guard, options).unwrap()
+        QemuDriver::new(root, guard, QemuOptions { accelerator, ..QemuOptions::default() }).unwrap()
     }
 
     pub(crate) fn scratch(&self) -> &Path {
@@ -176,7 +179,7 @@ pub(crate) fn spec(number: u64, boot: Boot) -> LaunchSpec {
 pub(crate) fn guest_dir() -> PathBuf {
     let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest");
     let dir = std::env::var_os("BLIXARD_GUEST_DIR").map_or_else(default, PathBuf::from);
-    for file in ["vmlinuz", "initrd.gz"] {
+    for file in ["vmlinuz", "initrd.gz", "disk.qcow2"] {
         assert!(dir.join(file).is_file(), "there is no {}: run `cargo xtask guest` first", dir.join(file).display());
     }
     dir.canonicalize().unwrap()

@@ -6,14 +6,16 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use blixard_hypervisor::{
-    BaseDisk, Boot, DiskFormat, Driver, ExitReason, LaunchError, LaunchSpec, PortForward, Protocol, Seed, VmState,
+    Accelerator, AcceleratorChoice, BaseDisk, Boot, DiskFormat, Driver, ExitReason, LaunchError, LaunchSpec,
+    PortForward, Protocol, Seed, VmState, inspect_disk,
 };
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
 use crate::Case;
 use crate::bench::{
-    Bench, GUARD_ARGUMENT, LAUNCH_ARGUMENT, QemuBench, READY, await_exit, await_log, eventually, log_text, state,
+    Bench, GUARD_ARGUMENT, LAUNCH_ARGUMENT, QemuBench, READY, await_exit, await_log, eventually, guest_dir, log_text,
+    spec, state,
 };
 
 type Check = fn(&QemuBench);
@@ -29,6 +31,8 @@ const CHECKS: &[(&str, Check)] = &[
     ("a_published_port_leads_into_the_guest", a_published_port_leads_into_the_guest),
     ("a_port_in_use_fails_the_launch", a_port_in_use_fails_the_launch),
     ("a_disk_keeps_what_was_written", a_disk_keeps_what_was_written),
+    ("the_best_accelerator_is_found", the_best_accelerator_is_found),
+    ("a_disk_image_boots_by_itself", a_disk_image_boots_by_itself),
     ("a_damaged_record_of_a_guard_does_not_save_it", a_damaged_record_of_a_guard_does_not_save_it),
     ("what_does_not_fit_this_host_is_refused", what_does_not_fit_this_host_is_refused),
 ];
@@ -96,7 +100,7 @@ fn the_hypervisor_is_confined(bench: &QemuBench) {
 
 /// Body of this program started with [`LAUNCH_ARGUMENT`]: launches and waits to be killed.
 pub(crate) fn launch_and_wait(root: &std::path::Path) {
-    let driver = QemuBench::driver_on(root);
+    let driver = QemuBench::driver_on(root, AcceleratorChoice::Tcg);
     let mut spec = String::new();
     std::io::stdin().read_line(&mut spec).unwrap();
     let spec: LaunchSpec = serde_json::from_str(&spec).unwrap();
@@ -265,6 +269,35 @@ fn a_disk_keeps_what_was_written(bench: &QemuBench) {
     other.boot = Boot::Disk(BaseDisk { path: bench.scratch().join("another.raw"), format: DiskFormat::Raw });
     std::fs::write(bench.scratch().join("another.raw"), &content).unwrap();
     assert!(driver.launch(&other).unwrap_err().to_string().contains("on top of another.raw"));
+}
+
+fn the_best_accelerator_is_found(bench: &QemuBench) {
+    let driver = bench.driver_with(AcceleratorChoice::Auto);
+    let spec = bench.obedient();
+    driver.launch(&spec).unwrap();
+    let VmState::Running(running) = state(&driver, &spec.vm) else { panic!("it does not run") };
+    let expected = if driver.kvm().unwrap().is_ok() { Accelerator::Kvm } else { Accelerator::Tcg };
+    assert_eq!(running.accelerator, expected);
+    await_log(&driver, &spec.vm, READY);
+    let Err(reason) = driver.kvm().unwrap() else { return };
+    assert!(!reason.is_empty());
+    let insisting = bench.driver_with(AcceleratorChoice::Kvm);
+    let other = bench.stubborn();
+    assert!(insisting.launch(&other).unwrap_err().to_string().contains(&reason));
+}
+
+fn a_disk_image_boots_by_itself(bench: &QemuBench) {
+    let driver = bench.driver();
+    let image = guest_dir().join("disk.qcow2");
+    let facts = inspect_disk(&image, "qemu-img".as_ref()).unwrap();
+    assert_eq!(facts.format, DiskFormat::Qcow2);
+    let mut spec = spec(4, Boot::Disk(BaseDisk { path: image, format: facts.format }));
+    spec.memory_mib = 256;
+    spec.disk_bytes = Some(facts.virtual_bytes + (64 << 20));
+    driver.launch(&spec).unwrap();
+    await_log(&driver, &spec.vm, READY);
+    driver.stop(&spec.vm, crate::bench::PATIENCE).unwrap();
+    assert_eq!(await_exit(&driver, &spec.vm), ExitReason::Stopped);
 }
 
 fn a_damaged_record_of_a_guard_does_not_save_it(bench: &QemuBench) {
