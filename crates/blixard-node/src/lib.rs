@@ -1,4 +1,5 @@
 //! A Blixard node: transport, consensus, images, the agent and the control API.
 
 mod images;
+mod transfers;
 mod transport;

@@ -26,7 +26,7 @@ mod keep;
 mod pieces;
 mod seal;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
