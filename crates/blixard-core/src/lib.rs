@@ -7,22 +7,35 @@
 //! replica, and lets all of it be tested by the thousand in seconds.
 
 mod access;
+mod apply;
+mod check;
 mod command;
+mod copies;
+mod fit;
 mod ids;
 mod image;
+pub mod limits;
+mod membership;
 mod node;
+mod reconcile;
 mod rejection;
+mod schedule;
 mod state;
 mod vm;
 
 pub use access::{Client, Token};
 pub use command::{Actor, Answer, Change, Command, DecodeError, Outcome};
+pub use copies::COPY_LOST_AFTER_MS;
+pub use fit::{Fit, RefusalReason, Resource};
 pub use ids::{
     BlobHash, ClusterId, EndpointId, ImageId, NodeId, ParseIdError, RequestId, SecretHash, TokenId, UnixMs, VmId,
 };
 pub use image::{DiskFormat, DiskPart, Image, ImageKind, ImageName, Manifest, Part};
+pub use membership::{HEALTHY_WITHIN_MS, LOST_AFTER_MS, MembershipStep, RaftView};
 pub use node::{Capacity, Node, Resources, Settings};
+pub use reconcile::{Action, LocalImage, LocalView, LocalVm, LocalVmState, Order, Plan, reconcile};
 pub use rejection::Rejection;
+pub use schedule::{NodeVerdict, Verdict};
 pub use state::State;
 pub use vm::{
     Desired, NameError, Observed, Phase, Placement, Power, Protocol, PublishedPort, RestartPolicy, Seed, Strategy, Vm,

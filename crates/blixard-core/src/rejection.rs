@@ -123,4 +123,7 @@ pub enum Rejection {
         /// What is missing.
         reason: String,
     },
+    /// Whoever asked has no say in this.
+    #[error("{0}")]
+    NotAllowed(String),
 }

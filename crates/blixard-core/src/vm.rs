@@ -104,6 +104,16 @@ pub struct PublishedPort {
     pub protocol: Protocol,
 }
 
+impl PublishedPort {
+    /// Whether both could not listen on one host: same port and protocol, and addresses that overlap.
+    pub fn collides_with(&self, other: &Self) -> bool {
+        let is_any = |address: Option<IpAddr>| address.is_none_or(|address| address.is_unspecified());
+        let overlap =
+            is_any(self.host_address) || is_any(other.host_address) || self.host_address == other.host_address;
+        overlap && self.host_port == other.host_port && self.protocol == other.protocol
+    }
+}
+
 impl fmt::Display for PublishedPort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.host_address {

@@ -1,0 +1,119 @@
+//! Apply: what each command does to the state.
+//!
+//! Apply is total and deterministic. It looks at nothing but the state and the command, has no effects, and answers every
+//! command that can be decoded: either the change is made whole, or the command is rejected and nothing has changed.
+
+mod cluster;
+mod images;
+mod nodes;
+mod tokens;
+mod vms;
+
+use crate::limits::ANSWERED_MAX;
+use crate::{Actor, Change, Command, NodeId, Outcome, Rejection, RequestId, State};
+
+impl State {
+    /// Carries a command out.
+    ///
+    /// A command whose request was answered before gets that answer again and changes nothing, for as long as the answer
+    /// is among the last [`ANSWERED_MAX`].
+    pub fn apply(&mut self, command: &Command) -> Outcome {
+        if let Some(first) = command.request.and_then(|request| self.answer_to(request)) {
+            return first.clone();
+        }
+        let outcome = self.carry_out(command);
+        if let Some(request) = command.request {
+            while self.answered.len() >= ANSWERED_MAX {
+                self.answered.pop_front();
+            }
+            self.answered.push_back((request, outcome.clone()));
+        }
+        outcome
+    }
+
+    fn answer_to(&self, request: RequestId) -> Option<&Outcome> {
+        // A retry follows its first try closely, so the search starts with the newest.
+        self.answered.iter().rev().find(|(answered, _)| *answered == request).map(|(_, outcome)| outcome)
+    }
+
+    fn carry_out(&mut self, command: &Command) -> Outcome {
+        let (at, by) = (command.at, command.by);
+        if let Change::InitCluster { cluster, node, client, settings } = &command.change {
+            return self.init_cluster(*cluster, node, client, settings, at);
+        }
+        if self.cluster.is_none() {
+            return Err(Rejection::NoCluster);
+        }
+        self.is_known(by)?;
+        match &command.change {
+            Change::InitCluster { cluster, .. } => Err(Rejection::ClusterExists(*cluster)),
+            Change::ChangeSettings(settings) => self.change_settings(settings),
+            Change::CreateToken(token) => self.create_token(token, at),
+            Change::RevokeToken(id) => self.revoke_token(*id),
+            Change::AdmitNode { node, token } => self.admit_node(node, token.as_ref(), at),
+            Change::UpdateNode(node) => {
+                own_word(by, node.id)?;
+                self.update_node(node)
+            }
+            Change::RemoveNode { node, force } => self.remove_node(*node, *force),
+            Change::AddClient(client) => self.add_client(client, at),
+            Change::RemoveClient(key) => self.remove_client(*key),
+            Change::AddImage(image) => self.add_image(image, at),
+            Change::DeleteImage(id) => self.delete_image(*id),
+            Change::WantCopy { image, node } => {
+                decision(by)?;
+                self.want_copy(*image, *node)
+            }
+            Change::ReportCopy { image, node, present } => {
+                own_word(by, *node)?;
+                self.report_copy(*image, *node, *present)
+            }
+            Change::CreateVm { id, name, spec, start } => self.create_vm(*id, name, spec, *start, at),
+            Change::StartVm(id) => self.start_vm(*id),
+            Change::StopVm { id, timeout_ms } => self.stop_vm(*id, *timeout_ms),
+            Change::RestartVm { id, timeout_ms } => self.restart_vm(*id, *timeout_ms),
+            Change::DeleteVm(id) => self.delete_vm(*id),
+            Change::PlaceVm { id, node, epoch } => {
+                decision(by)?;
+                self.place_vm(*id, *node, *epoch)
+            }
+            Change::ReportVm { id, node, observed } => {
+                own_word(by, *node)?;
+                self.report_vm(*id, *node, observed)
+            }
+            Change::ForgetVm { id, node, epoch } => {
+                own_word(by, *node)?;
+                self.forget_vm(*id, *node, *epoch)
+            }
+        }
+    }
+
+    /// A node or client that was removed while its command was on the way has no say any more.
+    fn is_known(&self, by: Actor) -> Result<(), Rejection> {
+        match by {
+            Actor::Node(id) if !self.nodes.contains_key(&id) => {
+                Err(Rejection::NotAllowed(format!("node {id} is not a member of the cluster")))
+            }
+            Actor::Client(key) if !self.clients.contains_key(&key) => {
+                Err(Rejection::NotAllowed(format!("the key {key} may not use this cluster")))
+            }
+            Actor::Node(_) | Actor::Client(_) => Ok(()),
+        }
+    }
+}
+
+/// Refuses what only `node` can know when somebody else says it.
+fn own_word(by: Actor, node: NodeId) -> Result<(), Rejection> {
+    if by == Actor::Node(node) {
+        return Ok(());
+    }
+    Err(Rejection::NotAllowed(format!("only node {node} itself may report this")))
+}
+
+/// Refuses the scheduler's decisions when they do not come from a node.
+fn decision(by: Actor) -> Result<(), Rejection> {
+    match by {
+        Actor::Node(_) => Ok(()),
+        Actor::Client(_) => Err(Rejection::NotAllowed("only the cluster's own scheduler decides this".into())),
+    }
+}

@@ -1,0 +1,56 @@
+//! The cluster itself: its first command, its settings and its clients.
+
+use crate::limits::{self, CLIENTS_MAX, room_for_one};
+use crate::{Answer, Client, ClusterId, EndpointId, Node, Outcome, Rejection, Settings, State, UnixMs};
+
+impl State {
+    pub(super) fn init_cluster(
+        &mut self,
+        cluster: ClusterId,
+        node: &Node,
+        client: &Client,
+        settings: &Settings,
+        at: UnixMs,
+    ) -> Outcome {
+        if let Some(existing) = self.cluster {
+            return Err(Rejection::ClusterExists(existing));
+        }
+        limits::node(node)?;
+        limits::client(client)?;
+        limits::settings(settings)?;
+        self.cluster = Some(cluster);
+        self.settings = *settings;
+        self.nodes.insert(node.id, Node { joined_at: at, ..node.clone() });
+        self.clients.insert(client.key, Client { added_at: at, ..client.clone() });
+        Ok(Answer::Done)
+    }
+
+    pub(super) fn change_settings(&mut self, settings: &Settings) -> Outcome {
+        limits::settings(settings)?;
+        self.settings = *settings;
+        Ok(Answer::Done)
+    }
+
+    /// A key that is known already gets the new name and keeps its time.
+    pub(super) fn add_client(&mut self, client: &Client, at: UnixMs) -> Outcome {
+        limits::client(client)?;
+        if let Some(known) = self.clients.get_mut(&client.key) {
+            known.name.clone_from(&client.name);
+            return Ok(Answer::Done);
+        }
+        room_for_one(self.clients.len(), CLIENTS_MAX, "client keys")?;
+        self.clients.insert(client.key, Client { added_at: at, ..client.clone() });
+        Ok(Answer::Done)
+    }
+
+    pub(super) fn remove_client(&mut self, key: EndpointId) -> Outcome {
+        if !self.clients.contains_key(&key) {
+            return Err(Rejection::UnknownClient);
+        }
+        if self.clients.len() == 1 {
+            return Err(Rejection::LastClient);
+        }
+        self.clients.remove(&key);
+        Ok(Answer::Done)
+    }
+}

@@ -1,0 +1,131 @@
+//! The scheduler: which node each vm goes to, and why.
+//!
+//! Decisions are data. The leader proposes each one as [`crate::Change::PlaceVm`], and apply checks it again. Nothing here
+//! depends on anything but the arguments, so that equal states give equal decisions.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::fit::{Fit, Load, RefusalReason};
+use crate::{NodeId, State, Vm, VmId};
+
+/// What the scheduler thinks of one node for one vm.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// The vm is there.
+    Placed,
+    /// The vm goes there next.
+    Chosen(Fit),
+    /// It could carry the vm, but another node is preferred or has it already.
+    Fits {
+        /// Its place among the nodes that could carry the vm, counted from 1.
+        rank: u32,
+        /// How well.
+        fit: Fit,
+    },
+    /// It cannot carry the vm.
+    Refused(RefusalReason),
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Placed => f.write_str("the vm is here"),
+            Self::Chosen(fit) => write!(f, "chosen: {fit}"),
+            Self::Fits { rank, fit } => write!(f, "fits, choice {rank}: {fit}"),
+            Self::Refused(reason) => reason.fmt(f),
+        }
+    }
+}
+
+/// A node and what the scheduler thinks of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeVerdict {
+    /// The node.
+    pub node: NodeId,
+    /// The verdict.
+    pub verdict: Verdict,
+}
+
+type Loads<'a> = BTreeMap<NodeId, Load<'a>>;
+
+impl State {
+    /// Places every vm that is not placed and not being deleted, where a node can carry it: the vm, its node, and the
+    /// epoch of the placement. A vm is placed when it is created, whether it is to run or not: its disk has to be somewhere.
+    ///
+    /// The oldest vm comes first, and each decision sees the ones before it. `reachable` are the nodes the leader hears from.
+    pub fn schedule(&self, reachable: &BTreeSet<NodeId>) -> Vec<(VmId, NodeId, u64)> {
+        let mut loads = self.loads(None);
+        let mut decisions = Vec::new();
+        for vm in self.waiting() {
+            let Some((node, epoch)) = self.choose(vm, &mut loads, reachable).zip(vm.epoch.checked_add(1)) else {
+                continue;
+            };
+            decisions.push((vm.id, node, epoch));
+        }
+        decisions
+    }
+
+    /// What the scheduler thinks of every node for a vm, in the order of the nodes' ids.
+    ///
+    /// For a vm that waits, older vms that wait have been given their nodes first, as [`schedule`](Self::schedule) does.
+    pub fn explain(&self, vm: &Vm, reachable: &BTreeSet<NodeId>) -> Vec<NodeVerdict> {
+        let mut loads = self.loads(Some(vm));
+        if vm.placement.is_none() {
+            for older in self.waiting().into_iter().take_while(|older| older.id != vm.id) {
+                self.choose(older, &mut loads, reachable);
+            }
+        }
+        let ranking = self.ranking(vm, &loads, reachable);
+        let verdict = |id: &NodeId| {
+            if vm.placement.is_some_and(|placement| placement.node == *id) {
+                return Verdict::Placed;
+            }
+            match ranking.fits.iter().zip(1_u32..).find(|((_, node, _), _)| node == id) {
+                Some(((_, _, fit), 1)) if vm.placement.is_none() => Verdict::Chosen(*fit),
+                Some(((_, _, fit), rank)) => Verdict::Fits { rank, fit: *fit },
+                None => Verdict::Refused(ranking.refused.get(id).cloned().unwrap_or(RefusalReason::NotReachable)),
+            }
+        };
+        self.nodes.keys().map(|id| NodeVerdict { node: *id, verdict: verdict(id) }).collect()
+    }
+
+    /// The vms to be placed, oldest first; the id decides among equals.
+    fn waiting(&self) -> Vec<&Vm> {
+        let is_waiting = |vm: &&Vm| vm.placement.is_none() && !vm.desired.deleting;
+        let mut waiting: Vec<&Vm> = self.vms.values().filter(is_waiting).collect();
+        waiting.sort_by_key(|vm| (vm.created_at, vm.id));
+        waiting
+    }
+
+    /// Chooses the node for a vm and puts the vm on its load.
+    fn choose<'a>(&'a self, vm: &'a Vm, loads: &mut Loads<'a>, reachable: &BTreeSet<NodeId>) -> Option<NodeId> {
+        let (_, node, _) = *self.ranking(vm, loads, reachable).fits.first()?;
+        loads.get_mut(&node)?.add(vm);
+        Some(node)
+    }
+
+    fn ranking(&self, vm: &Vm, loads: &Loads<'_>, reachable: &BTreeSet<NodeId>) -> Ranking {
+        let mut ranking = Ranking { fits: Vec::new(), refused: BTreeMap::new() };
+        for (id, load) in loads {
+            let Some(node) = self.nodes.get(id) else { continue };
+            match self.fit(node, vm, load, Some(reachable)) {
+                Ok(fit) => ranking.fits.push((fit.cost(vm.spec.strategy), *id, fit)),
+                Err(reason) => {
+                    ranking.refused.insert(*id, reason);
+                }
+            }
+        }
+        ranking.fits.sort_by_key(|(cost, id, _)| (*cost, *id));
+        ranking
+    }
+}
+
+/// The nodes for a vm: those that can carry it, best first, and why the others cannot.
+struct Ranking {
+    fits: Vec<(u64, NodeId, Fit)>,
+    refused: BTreeMap<NodeId, RefusalReason>,
+}
