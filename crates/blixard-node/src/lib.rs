@@ -4,5 +4,6 @@ pub mod api;
 pub mod config;
 mod raft;
 pub mod transport;
+pub mod user;
 
 pub use raft::{RaftConfig, Role};
