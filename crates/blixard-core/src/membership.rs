@@ -62,8 +62,12 @@ pub enum MembershipStep {
     },
     /// A node that is no longer a member leaves Raft, from whichever role.
     Remove(NodeId),
-    /// The leader is no longer a member: it hands its office to another voter, which then removes it.
-    StepDown,
+    /// The leader is no longer a member: it hands its office to a voter that is one, which then removes it. The successor
+    /// is named, because two removed voters could hand the office to each other for ever.
+    StepDown {
+        /// The next leader.
+        successor: NodeId,
+    },
 }
 
 impl RaftView {
@@ -80,7 +84,7 @@ impl RaftView {
     fn is_safe(&self, step: MembershipStep) -> bool {
         let mut voters = self.voters.clone();
         match step {
-            MembershipStep::AddLearner(_) | MembershipStep::StepDown => return true,
+            MembershipStep::AddLearner(_) | MembershipStep::StepDown { .. } => return true,
             MembershipStep::Promote(id) => {
                 voters.insert(id);
             }
@@ -149,8 +153,8 @@ impl Plan<'_> {
     /// A removed leader first makes sure that somebody can take over, and does nothing else any more.
     fn departures(&self) -> Vec<MembershipStep> {
         let can_lead = |id: &NodeId| self.is_member(*id) && self.raft.is_healthy(*id);
-        if self.raft.voters.iter().any(can_lead) {
-            return vec![MembershipStep::StepDown];
+        if let Some(successor) = self.raft.voters.iter().copied().find(can_lead) {
+            return vec![MembershipStep::StepDown { successor }];
         }
         let mut steps: Vec<_> = self.ready().map(MembershipStep::Promote).collect();
         steps.extend(self.newcomers());

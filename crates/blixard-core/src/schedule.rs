@@ -30,6 +30,13 @@ pub enum Verdict {
     Refused(RefusalReason),
 }
 
+impl Verdict {
+    /// Whether the vm is on the node or could be.
+    pub fn fits(&self) -> bool {
+        !matches!(self, Self::Refused(_))
+    }
+}
+
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -10,10 +10,39 @@ use blixard_core::{NodeId, Settings};
 use serde::{Deserialize, Serialize};
 use toml::Value;
 
-use crate::raft::RaftConfig;
-
+/// The HTTP door is this far above the UDP port of `bind`.
+pub const HTTP_PORT_OFFSET: u16 = 1000;
 /// More than any configuration file holds; a larger file is something else.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Timing and thresholds of consensus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RaftConfig {
+    /// How often the leader shows that it lives, in milliseconds.
+    pub heartbeat_ms: u64,
+    /// The shortest silence after which a voter stands for election, in milliseconds.
+    pub election_min_ms: u64,
+    /// The longest silence after which a voter stands for election, in milliseconds.
+    pub election_max_ms: u64,
+    /// Entries after which a snapshot is written.
+    pub snapshot_entries: u64,
+    /// Entries kept behind a snapshot, so that a node that was away briefly needs none.
+    pub keep_entries: u64,
+}
+
+impl Default for RaftConfig {
+    fn default() -> Self {
+        // Elections within a second on a LAN, and room for a busy host to miss two heartbeats.
+        Self {
+            heartbeat_ms: 100,
+            election_min_ms: 400,
+            election_max_ms: 800,
+            snapshot_entries: 5000,
+            keep_entries: 1000,
+        }
+    }
+}
 
 /// Which driver runs the guests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -300,7 +329,7 @@ impl NodeConfig {
         if raft.snapshot_entries == 0 {
             bail!("raft.snapshot_entries must be at least 1");
         }
-        if self.bind.port() == 0 || self.bind.port().checked_add(crate::api::bootstrap::HTTP_PORT_OFFSET).is_none() {
+        if self.bind.port() == 0 || self.bind.port().checked_add(HTTP_PORT_OFFSET).is_none() {
             bail!("bind: port {} leaves no room for the HTTP port, which is 1000 higher", self.bind.port());
         }
         Ok(())

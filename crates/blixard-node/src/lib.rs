@@ -1,9 +1,26 @@
-//! A Blixard node: transport, consensus, images, the agent and the control API.
+//! A Blixard node: everything that waits.
+//!
+//! [`Node`] is a running node, [`config`] what it is told, [`api`] the one contract it speaks with clients, and
+//! [`transport`] and [`user`] what a client needs of it: keys, tickets and registry files. The rooms and who may use whom are
+//! in ARCHITECTURE.md.
 
+mod agent;
 pub mod api;
+mod clock;
 pub mod config;
+mod counters;
+mod data_dir;
+mod enter;
+mod http;
+mod images;
+mod leader;
+mod node;
 mod raft;
+mod tasks;
+mod transfers;
 pub mod transport;
 pub mod user;
 
-pub use raft::{RaftConfig, Role};
+pub use api::join::JoinRefusal;
+pub use node::{Ended, Node, StartError};
+pub use raft::Role;

@@ -61,6 +61,11 @@ impl UserState {
         }
     }
 
+    /// A folder of the caller's choice.
+    pub fn at(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
     /// The folder's path.
     pub fn dir(&self) -> &Path {
         &self.dir

@@ -9,10 +9,9 @@ use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 
+use crate::config::HTTP_PORT_OFFSET;
 use crate::transport::PeerAddress;
 
-/// The TCP door is this far above the UDP port.
-pub const HTTP_PORT_OFFSET: u16 = 1000;
 /// How long asking for bootstrap facts may take.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(3);
 /// More than an honest answer takes.

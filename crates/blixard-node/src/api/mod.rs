@@ -7,6 +7,9 @@
 pub mod bootstrap;
 mod client;
 mod fault;
+pub(crate) mod join;
+mod relay;
+pub(crate) mod server;
 mod views;
 
 pub use client::{Client, ClientError, Target};

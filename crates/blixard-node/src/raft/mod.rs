@@ -24,6 +24,7 @@ use openraft::{ChangeMembers, Instant as _, ServerState, SnapshotPolicy};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::config::RaftConfig;
 use crate::transport::{Handler, Transport};
 use group::OpenRaft;
 use machine::Machine;
@@ -35,35 +36,6 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY_WAIT: Duration = Duration::from_millis(50);
 /// Entries of one append request at most; openraft's own bound on a batch.
 const APPEND_ENTRIES_MAX: u64 = 512;
-
-/// Timing and thresholds of consensus.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct RaftConfig {
-    /// How often the leader shows that it lives, in milliseconds.
-    pub heartbeat_ms: u64,
-    /// The shortest silence after which a voter stands for election, in milliseconds.
-    pub election_min_ms: u64,
-    /// The longest silence after which a voter stands for election, in milliseconds.
-    pub election_max_ms: u64,
-    /// Entries after which a snapshot is written.
-    pub snapshot_entries: u64,
-    /// Entries kept behind a snapshot, so that a node that was away briefly needs none.
-    pub keep_entries: u64,
-}
-
-impl Default for RaftConfig {
-    fn default() -> Self {
-        // Elections within a second on a LAN, and room for a busy host to miss two heartbeats.
-        Self {
-            heartbeat_ms: 100,
-            election_min_ms: 400,
-            election_max_ms: 800,
-            snapshot_entries: 5000,
-            keep_entries: 1000,
-        }
-    }
-}
 
 /// Why a proposal or a read has no answer.
 #[derive(Debug, thiserror::Error)]

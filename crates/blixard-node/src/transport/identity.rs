@@ -4,10 +4,14 @@ use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, bail};
 use blixard_core::EndpointId;
 use data_encoding::HEXLOWER;
+
+/// Tells the writes of this process apart.
+static WRITES: AtomicU64 = AtomicU64::new(0);
 
 /// A secret key. Its public half is the identity of a node, a client or a cluster.
 #[derive(Clone)]
@@ -80,7 +84,9 @@ pub fn write_private(path: &Path, content: &[u8]) -> anyhow::Result<()> {
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent)?;
         }
-        let fresh = path.with_extension("fresh");
+        // A name of its own for each writer: two that write the same file at once must not write into one.
+        let turn = WRITES.fetch_add(1, Ordering::Relaxed);
+        let fresh = path.with_extension(format!("fresh-{}-{turn}", std::process::id()));
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
         file.write_all(content)?;
         file.sync_all()?;

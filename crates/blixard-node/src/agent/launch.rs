@@ -1,0 +1,79 @@
+//! From a vm in the state to what the driver is asked to run.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use anyhow::Context;
+use blixard_core::{DiskPart, Manifest, Part, Protocol, Vm};
+use blixard_hypervisor as hypervisor;
+use hypervisor::{BaseDisk, Boot, LaunchSpec, PortForward};
+
+use crate::images::Images;
+
+/// What the driver is to run for a vm. The image's files are used where the blob store has them.
+pub(super) async fn launch_spec(
+    images: &Images,
+    vm: &Vm,
+    manifest: &Manifest,
+    epoch: u64,
+    run: u64,
+    restarts: u32,
+) -> anyhow::Result<LaunchSpec> {
+    let path = async |part: &Part| images.path(part.hash).await.context("find the image's file");
+    let disk = async |disk: &DiskPart| {
+        let format = match disk.format {
+            blixard_core::DiskFormat::Raw => hypervisor::DiskFormat::Raw,
+            blixard_core::DiskFormat::Qcow2 => hypervisor::DiskFormat::Qcow2,
+        };
+        anyhow::Ok(BaseDisk { path: path(&disk.part).await?, format })
+    };
+    let boot = match manifest {
+        Manifest::Disk(base) => Boot::Disk(disk(base).await?),
+        Manifest::Kernel { kernel, initrd, root, cmdline } => Boot::Kernel {
+            kernel: path(kernel).await?,
+            initrd: match initrd {
+                Some(initrd) => Some(path(initrd).await?),
+                None => None,
+            },
+            cmdline: cmdline.clone(),
+            root: match root {
+                Some(root) => Some(disk(root).await?),
+                None => None,
+            },
+        },
+    };
+    let publish = vm.spec.publish.iter().map(|port| PortForward {
+        host_addr: port.host_address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+        host_port: port.host_port,
+        guest_port: port.guest_port,
+        protocol: match port.protocol {
+            Protocol::Tcp => hypervisor::Protocol::Tcp,
+            Protocol::Udp => hypervisor::Protocol::Udp,
+        },
+    });
+    Ok(LaunchSpec {
+        vm: vm.id.to_string(),
+        name: vm.name.to_string(),
+        epoch,
+        run,
+        restarts,
+        vcpus: vm.spec.vcpus,
+        memory_mib: vm.spec.memory_mib,
+        boot,
+        disk_bytes: (vm.spec.disk_mib > 0).then(|| vm.spec.disk_mib << 20),
+        seed: Some(hypervisor::Seed {
+            hostname: vm.name.to_string(),
+            user_data: vm.spec.seed.user_data.clone(),
+            ssh_keys: vm.spec.seed.ssh_keys.clone(),
+            instance_id: vm.id.to_string(),
+        }),
+        publish: publish.collect(),
+        mac: mac_address(vm),
+    })
+}
+
+/// A hardware address that is the vm's own for as long as it lives: QEMU's prefix and three bytes drawn from the vm's id.
+fn mac_address(vm: &Vm) -> [u8; 6] {
+    let hash = blake3::hash(&vm.id.0);
+    let [a, b, c, ..] = *hash.as_bytes();
+    [0x52, 0x54, 0x00, a, b, c]
+}

@@ -1,0 +1,208 @@
+//! Looks at this host, compares it with the replicated state, and acts: observe, reconcile, execute, report.
+//!
+//! The room owns the hypervisor driver and this node's part in vms and images. It decides nothing: every plan is
+//! [`blixard_core::reconcile`]'s. It reads its own replica, so nobody sends it orders; it proposes reports only when what it
+//! sees differs from what the state says. It does not act before this node has once, in this process, caught up with the
+//! cluster: to an older replica a vm created since would look like one to remove. Its task ends with the node; guests go on.
+//!
+//! ```text
+//!  state changed | a guest ended | an order is done | a transfer moved | something falls due
+//!        \______________|________________|__________________|________________/
+//!                                    observe -> reconcile -> execute
+//! ```
+
+mod execute;
+mod launch;
+mod observe;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use blixard_core::{ImageId, NodeId, UnixMs, VmId};
+use blixard_hypervisor::{ConsoleError, Driver, LogChunk, LogError, LogPosition, LogSpan, VmState};
+use tokio::sync::Notify;
+
+use crate::clock;
+use crate::counters::Counters;
+use crate::images::Images;
+use crate::raft::Raft;
+use crate::transfers::{TransferStatus, Transfers};
+
+/// How often the agent looks though nothing tells it to. It bounds how long a change that went unnoticed stays so.
+const TICK: Duration = Duration::from_secs(5);
+/// How long the thread that waits for guests to end waits before it looks whether the agent is still there.
+const DRIVER_WAIT: Duration = Duration::from_secs(1);
+/// Looks are at least this far apart, so that a burst of changes costs a few looks and not one each.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// The agent of one node. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Agent {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    me: NodeId,
+    raft: Raft,
+    images: Images,
+    transfers: Transfers,
+    driver: Arc<dyn Driver>,
+    counters: Arc<Counters>,
+    wake: Notify,
+    desk: Mutex<Desk>,
+    /// Held while reports are being proposed: one batch at a time, so that none is proposed twice.
+    reporting: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// What is under way. Lost with the process, and then found again by looking.
+#[derive(Default)]
+struct Desk {
+    orders: BTreeMap<VmId, execute::OrderInHand>,
+    launch_failures: BTreeMap<VmId, observe::LaunchFailure>,
+    importing: BTreeSet<ImageId>,
+    complete: BTreeSet<ImageId>,
+}
+
+/// What only this node knows of a vm.
+#[derive(Debug, Clone)]
+pub(crate) struct LiveVm {
+    pub(crate) transfer: Option<TransferStatus>,
+    pub(crate) state: Option<VmState>,
+}
+
+impl Agent {
+    pub(crate) fn new(
+        me: NodeId,
+        raft: Raft,
+        images: Images,
+        transfers: Transfers,
+        driver: Arc<dyn Driver>,
+        counters: Arc<Counters>,
+    ) -> Self {
+        let inner = Inner {
+            me,
+            raft,
+            images,
+            transfers,
+            driver,
+            counters,
+            wake: Notify::new(),
+            desk: Mutex::default(),
+            reporting: Arc::default(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    fn desk(&self) -> std::sync::MutexGuard<'_, Desk> {
+        // A panic while the lock was held cannot have left a map half-changed.
+        self.inner.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Acts for as long as the node runs. Never returns.
+    pub(crate) async fn run(self) {
+        self.wake_when_guests_end();
+        while let Err(error) = self.inner.raft.barrier().await {
+            tracing::debug!(%error, "the agent waits until this node has caught up with the cluster");
+        }
+        tracing::info!("caught up with the cluster; looking after vms");
+        let mut applied = self.inner.raft.watch();
+        let mut transfers = self.inner.transfers.changed();
+        loop {
+            applied.borrow_and_update();
+            transfers.borrow_and_update();
+            let look_again_at = match self.look().await {
+                Ok(look_again_at) => look_again_at,
+                Err(error) => {
+                    self.inner.counters.agent_failures.add(1);
+                    tracing::warn!(error = format!("{error:#}"), "the agent could not look after this host; it looks again");
+                    None
+                }
+            };
+            let due = look_again_at.map_or(TICK, |at| Duration::from_millis(at.since_ms(clock::now())).min(TICK));
+            tokio::time::sleep(LOOK_EVERY).await;
+            // A watch that has closed belongs to a room that has stopped; the tick goes on until the node ends this task.
+            tokio::select! {
+                _ = applied.changed() => {}
+                _ = transfers.changed() => {}
+                () = self.inner.wake.notified() => {}
+                () = tokio::time::sleep(due) => {}
+            }
+        }
+    }
+
+    /// One round; says when to look again though nothing has changed.
+    async fn look(&self) -> anyhow::Result<Option<UnixMs>> {
+        let local = self.observe().await?;
+        let plan = self.inner.raft.read(|state| blixard_core::reconcile(self.inner.me, state, &local, clock::now()));
+        self.execute(plan.actions).await;
+        Ok(plan.look_again_at)
+    }
+
+    /// A thread of its own, because a driver blocks. It ends when the agent is gone.
+    fn wake_when_guests_end(&self) {
+        let agent = Arc::downgrade(&self.inner);
+        let driver = self.inner.driver.clone();
+        let waiting = move || {
+            loop {
+                let changed = driver.wait_change(DRIVER_WAIT);
+                let Some(agent) = agent.upgrade() else { return };
+                if changed {
+                    agent.wake.notify_one();
+                }
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("guests".into()).spawn(waiting) {
+            tracing::warn!(%error, "ends of guests are noticed only every {} s", TICK.as_secs());
+        }
+    }
+
+    /// Protects an image that a user is importing here from being dropped as unknown, until the guard is dropped.
+    pub(crate) fn importing(&self, image: ImageId) -> Importing {
+        self.desk().importing.insert(image);
+        Importing { agent: self.clone(), image }
+    }
+
+    /// What only this node knows of a vm and its image.
+    pub(crate) async fn live(&self, vm: VmId, image: ImageId) -> LiveVm {
+        let listed = self.blocking(|driver| driver.list()).await;
+        let name = vm.to_string();
+        let found = listed.ok().and_then(|list| list.into_iter().find(|found| found.vm == name));
+        LiveVm { transfer: self.inner.transfers.status(image), state: found.map(|found| found.state) }
+    }
+
+    /// A connection to a vm's serial console.
+    pub(crate) async fn console(&self, vm: VmId) -> Result<UnixStream, ConsoleError> {
+        self.blocking(move |driver| driver.console(&vm.to_string())).await
+    }
+
+    /// The part of a vm's console log that is kept.
+    pub(crate) async fn log_span(&self, vm: VmId) -> Result<LogSpan, LogError> {
+        self.blocking(move |driver| driver.log_span(&vm.to_string())).await
+    }
+
+    /// Reads from a vm's console log.
+    pub(crate) async fn read_log(&self, vm: VmId, from: LogPosition, bytes_max: usize) -> Result<LogChunk, LogError> {
+        self.blocking(move |driver| driver.read_log(&vm.to_string(), from, bytes_max)).await
+    }
+
+    async fn blocking<T: Send + 'static>(&self, call: impl FnOnce(&dyn Driver) -> T + Send + 'static) -> T {
+        let driver = self.inner.driver.clone();
+        let call = tokio::task::spawn_blocking(move || call(&*driver));
+        call.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+    }
+}
+
+/// See [`Agent::importing`].
+pub(crate) struct Importing {
+    agent: Agent,
+    image: ImageId,
+}
+
+impl Drop for Importing {
+    fn drop(&mut self) {
+        self.agent.desk().importing.remove(&self.image);
+        self.agent.inner.wake.notify_one();
+    }
+}

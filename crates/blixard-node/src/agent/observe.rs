@@ -1,0 +1,130 @@
+//! What is on this host, in the words of the plan.
+
+use anyhow::Context;
+use blixard_core::{LocalImage, LocalView, LocalVm, LocalVmState, UnixMs, VmId};
+use blixard_hypervisor::{ExitReason, ObservedVm, VmState};
+
+use super::Agent;
+use crate::clock;
+use crate::transfers::TransferState;
+
+/// A guest that reboots sooner than this after its start, in milliseconds, likely panicked, and the restart policy slows it
+/// down; one that reboots later did so on purpose and is started again at once.
+const REBOOT_LOOP_MS: u64 = 30_000;
+
+/// A launch that failed in this process. The driver keeps no record of what never ran.
+#[derive(Debug, Clone)]
+pub(super) struct LaunchFailure {
+    pub(super) epoch: u64,
+    pub(super) run: u64,
+    pub(super) restarts: u32,
+    pub(super) reason: String,
+    pub(super) at: UnixMs,
+}
+
+fn local_state(state: VmState) -> LocalVmState {
+    match state {
+        VmState::Starting => LocalVmState::Busy { what: blixard_core::Order::Launch },
+        VmState::Running(running) => {
+            LocalVmState::Running { stopping: running.stopping, since: UnixMs(running.since_ms) }
+        }
+        VmState::Exited { reason: ExitReason::LaunchFailed { detail }, at_ms, .. } => {
+            LocalVmState::LaunchFailed { reason: detail, at: UnixMs(at_ms) }
+        }
+        VmState::Exited { reason, at_ms, ran_ms } => {
+            let rebooted = reason == ExitReason::GuestRebooted && ran_ms >= REBOOT_LOOP_MS;
+            let ordered = matches!(reason, ExitReason::Stopped | ExitReason::Forced { .. } | ExitReason::Killed);
+            LocalVmState::Exited {
+                clean: reason.is_intended(),
+                requested: rebooted || ordered,
+                reason: reason.to_string(),
+                at: UnixMs(at_ms),
+                ran_ms,
+            }
+        }
+        VmState::Damaged { detail } => LocalVmState::Damaged { reason: detail },
+    }
+}
+
+impl Agent {
+    /// Everything on this host that a plan is about.
+    pub(super) async fn observe(&self) -> anyhow::Result<LocalView> {
+        let mut view = LocalView::default();
+        for ObservedVm { vm, epoch, run, restarts, state, .. } in
+            self.blocking(|driver| driver.list()).await.context("list the vms on this host")?
+        {
+            match vm.parse::<VmId>() {
+                Ok(id) => drop(view.vms.insert(id, LocalVm { epoch, run, restarts, state: local_state(state) })),
+                Err(_) => tracing::debug!(vm, "a folder among the vms is not one of a vm"),
+            }
+        }
+        self.observe_images(&mut view).await.context("look at the images on this host")?;
+        let mut desk = self.desk();
+        // A launch that failed counts until something newer is there for the vm.
+        desk.launch_failures.retain(|id, failure| {
+            let newer = view.vms.get(id).is_some_and(|vm| {
+                let found = (vm.epoch, vm.run, vm.restarts);
+                found > (failure.epoch, failure.run, failure.restarts)
+                    || (found == (failure.epoch, failure.run, failure.restarts)
+                        && matches!(vm.state, LocalVmState::Running { .. }))
+            });
+            if !newer {
+                let state = LocalVmState::LaunchFailed { reason: failure.reason.clone(), at: failure.at };
+                let LaunchFailure { epoch, run, restarts, .. } = *failure;
+                view.vms.insert(*id, LocalVm { epoch, run, restarts, state });
+            }
+            !newer
+        });
+        for (id, order) in &desk.orders {
+            let known = view.vms.get(id);
+            let (epoch, run, restarts) = order.launching.unwrap_or_else(|| {
+                known.map_or((0, 0, 0), |vm| (vm.epoch, vm.run, vm.restarts))
+            });
+            let state = LocalVmState::Busy { what: order.order };
+            view.vms.insert(*id, LocalVm { epoch, run, restarts, state });
+        }
+        Ok(view)
+    }
+
+    async fn observe_images(&self, view: &mut LocalView) -> anyhow::Result<()> {
+        let kept = self.inner.images.kept().await?;
+        let importing = {
+            let mut desk = self.desk();
+            desk.complete.retain(|image| kept.contains(image));
+            desk.importing.clone()
+        };
+        for image in kept {
+            if self.desk().complete.contains(&image) {
+                view.images.insert(image, LocalImage::Complete);
+                continue;
+            }
+            let found = match self.inner.transfers.status(image) {
+                Some(status) => Some(match status.state {
+                    TransferState::Queued | TransferState::Running => LocalImage::Fetching { urgent: status.urgent },
+                    // The queue tries again by itself; what is left to the plan is to say so.
+                    TransferState::Failed { .. } => LocalImage::Failed { retry_at: clock::now().plus_ms(1000) },
+                }),
+                None => {
+                    let manifest = self.inner.raft.read(|state| state.images.get(&image).map(|i| i.manifest.clone()));
+                    match manifest {
+                        Some(manifest) if self.inner.images.is_complete(&manifest).await? => {
+                            self.desk().complete.insert(image);
+                            Some(LocalImage::Complete)
+                        }
+                        // Begun before this process, or failed for good: the plan orders it anew if it is still needed.
+                        Some(_) => None,
+                        // Not in the catalog: what is left of a deleted image, unless it is just being added.
+                        None => Some(LocalImage::Complete),
+                    }
+                }
+            };
+            if let Some(found) = found {
+                view.images.insert(image, found);
+            }
+        }
+        for image in importing {
+            view.images.insert(image, LocalImage::Importing);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,173 @@
+//! Joining: what a node asks of a member before it is one, over the `blixard/join/1` protocol.
+//!
+//! This is the only protocol that strangers may speak, so it is small: one request of bounded size and one answer on one
+//! stream of a connection, within a deadline, a few at a time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use blixard_core::{Actor, Change, ClusterId, Command, Node, NodeId, Rejection};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+
+use crate::clock;
+use crate::counters::Counters;
+use crate::raft::Raft;
+use crate::transport::{Connection, PeerAddress, Protocol, TicketSecret, Transport};
+
+/// The largest request or answer: an answer names up to 1,000 members of some 300 bytes each.
+const MESSAGE_BYTES_MAX: usize = 1 << 20;
+/// How long an exchange may take; the leader's own deadline for a write is 10 s.
+const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(15);
+/// Strangers that are listened to at once. The others wait, and may time out.
+const STRANGERS_MAX: usize = 16;
+
+/// What a node asks: to be let in, or, as a member, to have its record brought up to date.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct JoinRequest {
+    /// The cluster it means to join.
+    pub(crate) cluster: ClusterId,
+    /// The node as it describes itself; its key must be the one it connects with.
+    pub(crate) node: Node,
+    /// What lets it in; a member needs none.
+    pub(crate) secret: Option<TicketSecret>,
+}
+
+/// A member, for a node that has no replica yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Member {
+    pub(crate) id: NodeId,
+    pub(crate) address: PeerAddress,
+}
+
+/// What a member answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum JoinAnswer {
+    /// It is a member, and these are the members.
+    Admitted { cluster: ClusterId, members: Vec<Member> },
+    /// It is refused, and asking again will not help.
+    Refused(JoinRefusal),
+    /// It cannot be decided now.
+    TryLater(String),
+}
+
+/// Why a node is not let in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum JoinRefusal {
+    /// The cluster's state says so.
+    #[error(transparent)]
+    Rejected(Rejection),
+    /// The ticket or peer belongs to another cluster than the one that was reached.
+    #[error("the ticket is for cluster {asked}, and this is cluster {found}: use a ticket of this cluster")]
+    OtherCluster {
+        /// The cluster that was asked for.
+        asked: ClusterId,
+        /// The cluster that was reached.
+        found: ClusterId,
+    },
+    /// The node described itself with another key than its own.
+    #[error("the request names another key than the one it came by")]
+    OtherKey,
+}
+
+/// All members, as this node knows them.
+fn members(raft: &Raft) -> Vec<Member> {
+    raft.read(|state| {
+        let member = |node: &Node| Member {
+            id: node.id,
+            address: PeerAddress {
+                endpoint: node.endpoint,
+                addresses: node.addresses.clone(),
+                relay_url: node.relay_url.clone(),
+            },
+        };
+        state.nodes.values().map(member).collect()
+    })
+}
+
+async fn decide(raft: &Raft, request: JoinRequest, caller: blixard_core::EndpointId) -> JoinAnswer {
+    let Some(cluster) = raft.read(|state| state.cluster) else {
+        return JoinAnswer::TryLater("this node is not part of a cluster yet".into());
+    };
+    if request.cluster != cluster {
+        return JoinAnswer::Refused(JoinRefusal::OtherCluster { asked: request.cluster, found: cluster });
+    }
+    if request.node.endpoint != caller {
+        return JoinAnswer::Refused(JoinRefusal::OtherKey);
+    }
+    // A member whose record is up to date gets its answer even while the cluster has no leader.
+    let known = raft.read(|state| state.nodes.get(&request.node.id).cloned());
+    if known.is_some_and(|known| Node { joined_at: known.joined_at, ..request.node.clone() } == known) {
+        return JoinAnswer::Admitted { cluster, members: members(raft) };
+    }
+    let token = request.secret.map(|secret| (secret.token, secret.hash()));
+    let by = Actor::Node(request.node.id);
+    let change = Change::AdmitNode { node: request.node, token };
+    match raft.propose(&Command { request: None, at: clock::now(), by, change }).await {
+        Ok(Ok(_)) => match raft.barrier().await {
+            Ok(()) => JoinAnswer::Admitted { cluster, members: members(raft) },
+            Err(error) => JoinAnswer::TryLater(error.to_string()),
+        },
+        Ok(Err(rejection)) => JoinAnswer::Refused(JoinRefusal::Rejected(rejection)),
+        Err(error) => JoinAnswer::TryLater(error.to_string()),
+    }
+}
+
+async fn serve(raft: Raft, counters: Arc<Counters>, places: Arc<Semaphore>, connection: Connection) {
+    let exchange = async {
+        let _place = places.acquire().await.context("wait for a place")?;
+        let (mut send, mut recv) = connection.accept_bi().await.context("accept the request's stream")?;
+        let request = recv.read_to_end(MESSAGE_BYTES_MAX).await.context("read the request")?;
+        let request: JoinRequest = postcard::from_bytes(&request).context("decode the request")?;
+        let caller = blixard_core::EndpointId(*connection.remote_id().as_bytes());
+        let (node, address) = (request.node.id, request.node.addresses.clone());
+        let answer = decide(&raft, request, caller).await;
+        match &answer {
+            JoinAnswer::Admitted { .. } => tracing::info!(%node, ?address, "let a node in"),
+            JoinAnswer::Refused(reason) => {
+                counters.joins_refused.add(1);
+                tracing::warn!(%node, peer = %caller.short(), %reason, "did not let a node in");
+            }
+            JoinAnswer::TryLater(reason) => tracing::debug!(%node, reason, "a node has to ask again"),
+        }
+        let answer = postcard::to_stdvec(&answer).context("encode the answer")?;
+        send.write_all(&answer).await.context("send the answer")?;
+        send.finish().context("end the answer")?;
+        // The caller closes the connection when it has read the answer.
+        connection.closed().await;
+        anyhow::Ok(())
+    };
+    match tokio::time::timeout(EXCHANGE_TIMEOUT, exchange).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(error = format!("{error:#}"), "a request to join was not completed"),
+        Err(_) => tracing::debug!("a request to join took too long"),
+    }
+    connection.close(0u32.into(), b"done");
+}
+
+/// The handler of the join protocol.
+pub(crate) fn handler(raft: Raft, counters: Arc<Counters>) -> crate::transport::Handler {
+    let places = Arc::new(Semaphore::new(STRANGERS_MAX));
+    crate::transport::handler(move |connection| serve(raft.clone(), counters.clone(), places.clone(), connection))
+}
+
+/// Asks one member.
+pub(crate) async fn ask(transport: &Transport, peer: &PeerAddress, request: &JoinRequest) -> anyhow::Result<JoinAnswer> {
+    transport.learn(peer);
+    let exchange = async {
+        // Authenticated by key: whoever answers at these addresses with another key is not connected to.
+        let connection = transport.connect(peer.endpoint, Protocol::Join).await?;
+        let (mut send, mut recv) = connection.open_bi().await.context("open stream")?;
+        let message = postcard::to_stdvec(request).context("encode the request")?;
+        send.write_all(&message).await.context("send the request")?;
+        send.finish().context("end the request")?;
+        let answer = recv.read_to_end(MESSAGE_BYTES_MAX).await.context("read the answer")?;
+        connection.close(0u32.into(), b"done");
+        postcard::from_bytes(&answer).context("decode the answer")
+    };
+    tokio::time::timeout(EXCHANGE_TIMEOUT, exchange)
+        .await
+        .unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {} s", EXCHANGE_TIMEOUT.as_secs())))
+        .with_context(|| format!("ask {} to be let in", peer.endpoint.short()))
+}

@@ -1,0 +1,200 @@
+//! Requests about images: upload blobs, make images of them, list, export and delete.
+
+use std::time::{Duration, Instant};
+
+use axum::body::Body as RawBody;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use blixard_core::{BlobHash, Change, DiskFormat, DiskPart, Image, ImageName, Manifest, Part};
+use futures::TryStreamExt;
+use http_body_util::BodyExt;
+
+use super::{Asker, Body, Freshness, Json, Path, Query, Server};
+use crate::api::fault::{Fault, FaultKind};
+use crate::api::views::{AddImage, BlobView, ImageSource, ImageView};
+use crate::clock;
+use crate::images::ImportError;
+
+/// The tool for a second opinion on disks.
+const QEMU_IMG: &str = "qemu-img";
+/// Uploads that wait to become part of an image, at most.
+const UPLOADS_MAX: usize = 64;
+/// How long an upload waits to become part of an image before it is dropped.
+const UPLOAD_KEPT: Duration = Duration::from_secs(3600);
+
+pub(super) async fn upload(State(server): State<Server>, body: RawBody) -> Result<Json<BlobView>, Fault> {
+    {
+        let mut uploads = server.inner.uploads.lock().expect("no holder of this lock panics");
+        uploads.retain(|_, (_, at)| at.elapsed() < UPLOAD_KEPT);
+        if uploads.len() >= UPLOADS_MAX {
+            let text = format!("{UPLOADS_MAX} uploads wait to become part of an image: add the images first");
+            return Err(Fault::new(FaultKind::Conflict, text));
+        }
+    }
+    let content = TryStreamExt::map_err(body.into_data_stream(), std::io::Error::other);
+    let blob = server.inner.images.import(content).await.map_err(|error| match error {
+        ImportError::Source(_) => Fault::bad_request(format!("the upload broke off: {error}")),
+        other => Fault::new(FaultKind::Internal, format!("{:#}", anyhow::Error::from(other))),
+    })?;
+    let view = BlobView { hash: blob.hash, bytes: blob.bytes };
+    server.inner.uploads.lock().expect("no holder of this lock panics").insert(blob.hash, (blob, Instant::now()));
+    Ok(Json(view))
+}
+
+pub(super) async fn add(
+    State(server): State<Server>,
+    asker: Asker,
+    Body(request): Body<AddImage>,
+) -> Result<Json<ImageView>, Fault> {
+    let manifest = match request.source {
+        ImageSource::Disk { disk } => Manifest::Disk(disk_part(&server, disk).await?),
+        ImageSource::Kernel { kernel, initrd, root, cmdline } => {
+            let kernel_part = part(&server, kernel)?;
+            let path = server.inner.images.path(kernel).await.map_err(anyhow::Error::from)?;
+            let inspect = tokio::task::spawn_blocking(move || blixard_hypervisor::inspect_kernel(&path));
+            inspect.await.map_err(anyhow::Error::from)?.map_err(|error| Fault::bad_request(chain(&error)))?;
+            let root = match root {
+                Some(root) => Some(disk_part(&server, root).await?),
+                None => None,
+            };
+            let initrd = initrd.map(|initrd| part(&server, initrd)).transpose()?;
+            Manifest::Kernel { kernel: kernel_part, initrd, root, cmdline }
+        }
+    };
+    let id = manifest.id();
+    let me = server.inner.me;
+    let was_known = server.inner.raft.read(|state| state.images.contains_key(&id));
+    let importing = server.inner.agent.importing(id);
+    server.inner.images.keep(id, &manifest).await?;
+    let hashes: Vec<BlobHash> = manifest.parts().iter().map(|part| part.hash).collect();
+    let image = Image {
+        id,
+        name: request.name,
+        manifest,
+        added_at: clock::now(),
+        holders: [me].into(),
+        wanted: Default::default(),
+    };
+    let added = server.change(asker, Change::AddImage(image)).await;
+    if added.is_err() && !was_known {
+        // Without a catalog entry the agent would drop it anyhow; do not wait for that.
+        server.inner.images.drop_image(id).await?;
+    }
+    added?;
+    server.read_point(Freshness::default()).await?;
+    drop(importing);
+    let mut uploads = server.inner.uploads.lock().expect("no holder of this lock panics");
+    uploads.retain(|hash, _| !hashes.contains(hash));
+    drop(uploads);
+    let view = server.inner.raft.read(|state| state.images.get(&id).map(|image| view(state, image)));
+    view.map(Json).ok_or_else(|| Fault::not_found("the image was deleted right after it was added"))
+}
+
+/// The error and what caused it, in one line.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+fn part(server: &Server, hash: BlobHash) -> Result<Part, Fault> {
+    let uploads = server.inner.uploads.lock().expect("no holder of this lock panics");
+    let (blob, _) = uploads
+        .get(&hash)
+        .ok_or_else(|| Fault::not_found(format!("blob {} was not uploaded to this node, or an hour ago: upload it again", hash.short())))?;
+    Ok(Part { hash, bytes: blob.bytes })
+}
+
+async fn disk_part(server: &Server, hash: BlobHash) -> Result<DiskPart, Fault> {
+    let part = part(server, hash)?;
+    let path = server.inner.images.path(hash).await.map_err(anyhow::Error::from)?;
+    let inspect = tokio::task::spawn_blocking(move || blixard_hypervisor::inspect_disk(&path, QEMU_IMG.as_ref()));
+    let facts = inspect.await.map_err(anyhow::Error::from)?.map_err(|error| Fault::bad_request(chain(&error)))?;
+    let format = match facts.format {
+        blixard_hypervisor::DiskFormat::Raw => DiskFormat::Raw,
+        blixard_hypervisor::DiskFormat::Qcow2 => DiskFormat::Qcow2,
+    };
+    Ok(DiskPart { part, format, virtual_bytes: facts.virtual_bytes })
+}
+
+fn view(state: &blixard_core::State, image: &Image) -> ImageView {
+    ImageView {
+        id: image.id,
+        name: image.name.clone(),
+        kind: image.manifest.kind(),
+        bytes: image.manifest.bytes(),
+        manifest: image.manifest.clone(),
+        holders: image.holders.iter().copied().collect(),
+        wanted: image.wanted.iter().copied().collect(),
+        used_by: state.vms_using(image.id).map(|vm| vm.name.clone()).collect(),
+        added_at: image.added_at,
+    }
+}
+
+fn no_such(name: &ImageName) -> Fault {
+    Fault::not_found(format!("there is no image named {name}"))
+}
+
+pub(super) async fn list(
+    State(server): State<Server>,
+    Query(freshness): Query<Freshness>,
+) -> Result<Json<Vec<ImageView>>, Fault> {
+    server.read_point(freshness).await?;
+    let mut images: Vec<ImageView> =
+        server.inner.raft.read(|state| state.images.values().map(|image| view(state, image)).collect());
+    images.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(Json(images))
+}
+
+pub(super) async fn show(
+    State(server): State<Server>,
+    Path(name): Path<ImageName>,
+    Query(freshness): Query<Freshness>,
+) -> Result<Json<ImageView>, Fault> {
+    server.read_point(freshness).await?;
+    let found = server.inner.raft.read(|state| state.image_named(&name).map(|image| view(state, image)));
+    found.map(Json).ok_or_else(|| no_such(&name))
+}
+
+pub(super) async fn delete(
+    State(server): State<Server>,
+    asker: Asker,
+    Path(name): Path<ImageName>,
+) -> Result<Json<()>, Fault> {
+    server.read_point(Freshness::default()).await?;
+    let id = server.inner.raft.read(|state| state.image_named(&name).map(|image| image.id));
+    server.change(asker, Change::DeleteImage(id.ok_or_else(|| no_such(&name))?)).await?;
+    Ok(Json(()))
+}
+
+pub(super) async fn export(
+    State(server): State<Server>,
+    Path((name, wanted)): Path<(ImageName, String)>,
+) -> Result<Response, Fault> {
+    server.read_point(Freshness::default()).await?;
+    let manifest = server.inner.raft.read(|state| state.image_named(&name).map(|image| image.manifest.clone()));
+    let manifest = manifest.ok_or_else(|| no_such(&name))?;
+    let part = match (&manifest, wanted.as_str()) {
+        (Manifest::Disk(disk), "disk") => Some(disk.part),
+        (Manifest::Kernel { kernel, .. }, "kernel") => Some(*kernel),
+        (Manifest::Kernel { initrd, .. }, "initrd") => *initrd,
+        (Manifest::Kernel { root, .. }, "root") => root.map(|root| root.part),
+        _ => None,
+    };
+    let part = part.ok_or_else(|| Fault::not_found(format!("image {name} has no part named {wanted:?}")))?;
+    if server.inner.images.is_complete(&manifest).await.map_err(anyhow::Error::from)? {
+        let content = server.inner.images.export(part.hash).await.map_err(anyhow::Error::from)?;
+        let length = [(http::header::CONTENT_LENGTH, part.bytes.to_string())];
+        return Ok((length, RawBody::from_stream(content)).into_response());
+    }
+    let holders = server.inner.raft.read(|state| {
+        let holders = state.image_named(&name).map(|image| image.holders.clone()).unwrap_or_default();
+        holders.iter().filter_map(|node| state.nodes.get(node)).map(|node| node.endpoint).collect::<Vec<_>>()
+    });
+    for holder in holders {
+        if let Ok(answer) = super::peer::blob(&server, holder, part).await {
+            let length = [(http::header::CONTENT_LENGTH, part.bytes.to_string())];
+            return Ok((length, RawBody::new(answer.into_body().map_err(axum::Error::new))).into_response());
+        }
+    }
+    Err(Fault::new(FaultKind::Unavailable, format!("no node that holds image {name} can be reached now")))
+}

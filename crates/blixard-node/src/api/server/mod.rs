@@ -1,0 +1,199 @@
+//! The serving side of the contract: who asks, what is read, and which command a request becomes.
+
+mod cluster;
+mod images;
+mod peer;
+pub(crate) mod tokens;
+mod view;
+mod vms;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post, put};
+use blixard_core::{Actor, Answer, BlobHash, Change, Command, NodeId, RequestId};
+use http::request::Parts;
+
+use super::REQUEST_HEADER;
+use super::fault::{Fault, FaultKind};
+use crate::agent::Agent;
+use crate::clock;
+use crate::counters::Counters;
+use crate::images::{Images, ImportedBlob};
+use crate::raft::Raft;
+use crate::transport::http::Caller;
+use crate::transport::{Handler, Transport};
+
+/// The largest JSON body: user data of 64 KiB, escaped, and room to spare.
+const BODY_BYTES_MAX: usize = 1 << 20;
+
+/// What requests are served from. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Server {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    me: NodeId,
+    raft: Raft,
+    transport: Transport,
+    images: Images,
+    agent: Agent,
+    counters: Arc<Counters>,
+    /// Blobs uploaded and not yet part of an image, and when they came.
+    uploads: Mutex<BTreeMap<BlobHash, (ImportedBlob, Instant)>>,
+}
+
+impl Server {
+    pub(crate) fn new(
+        me: NodeId,
+        raft: Raft,
+        transport: Transport,
+        images: Images,
+        agent: Agent,
+        counters: Arc<Counters>,
+    ) -> Self {
+        let uploads = Mutex::default();
+        Self { inner: Arc::new(Inner { me, raft, transport, images, agent, counters, uploads }) }
+    }
+
+    /// The handler of the control API.
+    pub(crate) fn handler(&self) -> Handler {
+        let app = self.routes();
+        crate::transport::handler(move |connection| crate::transport::http::serve(connection, app.clone()))
+    }
+
+    /// The handler of what members ask of each other.
+    pub(crate) fn peer_handler(&self) -> Handler {
+        let app = peer::routes(self.clone());
+        crate::transport::handler(move |connection| crate::transport::http::serve(connection, app.clone()))
+    }
+
+    fn routes(&self) -> axum::Router {
+        let counters = self.inner.counters.clone();
+        axum::Router::new()
+            .route("/v1/cluster", get(cluster::show))
+            .route("/v1/cluster/settings", put(cluster::change_settings))
+            .route("/v1/cluster/leave", post(cluster::leave))
+            .route("/v1/nodes/{node}/remove", post(cluster::remove))
+            .route("/v1/tokens", get(tokens::list).post(tokens::create))
+            .route("/v1/tokens/{token}", delete(tokens::revoke))
+            .route("/v1/images", get(images::list).post(images::add))
+            .route("/v1/images/{name}", get(images::show).delete(images::delete))
+            .route("/v1/images/{name}/parts/{part}", get(images::export))
+            .route("/v1/vms", get(vms::list).post(vms::create))
+            .route("/v1/vms/{name}", get(vms::show).delete(vms::delete))
+            .route("/v1/vms/{name}/start", post(vms::start))
+            .route("/v1/vms/{name}/stop", post(vms::stop))
+            .route("/v1/vms/{name}/restart", post(vms::restart))
+            .route("/v1/vms/{name}/explain", get(vms::explain))
+            .route("/v1/vms/{name}/watch", get(vms::watch))
+            .route("/v1/vms/{name}/logs", get(vms::logs))
+            .route("/v1/vms/{name}/console", get(vms::console))
+            .layer(axum::extract::DefaultBodyLimit::max(BODY_BYTES_MAX))
+            // An upload is a stream that goes straight into the blob store, with limits of its own.
+            .route("/v1/blobs", post(images::upload))
+            .fallback(async || Fault::not_found("there is no such request in this API"))
+            .method_not_allowed_fallback(async || Fault::bad_request("this path does not take that method"))
+            .layer(axum::middleware::from_fn(move |request: Request, next: axum::middleware::Next| {
+                counters.api_requests.add(1);
+                next.run(request)
+            }))
+            .with_state(self.clone())
+    }
+
+    /// Waits until reads here see everything that was acknowledged before, unless the caller does not mind.
+    async fn read_point(&self, freshness: Freshness) -> Result<(), Fault> {
+        if !freshness.stale {
+            self.inner.raft.barrier().await?;
+        }
+        Ok(())
+    }
+
+    /// Has a change written in the name of the caller.
+    async fn change(&self, asker: Asker, change: Change) -> Result<Answer, Fault> {
+        let by = Actor::Client(asker.caller.0);
+        let command = Command { request: asker.request, at: clock::now(), by, change };
+        Ok(self.inner.raft.propose(&command).await??)
+    }
+}
+
+/// Who asks, and the id of the request.
+#[derive(Debug, Clone, Copy)]
+struct Asker {
+    caller: Caller,
+    request: Option<RequestId>,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Asker {
+    type Rejection = Fault;
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Fault> {
+        let caller = parts.extensions.get::<Caller>().copied();
+        let caller = caller.ok_or_else(|| Fault::new(FaultKind::Forbidden, "the caller is not known"))?;
+        let request = match parts.headers.get(REQUEST_HEADER) {
+            None => None,
+            Some(text) => {
+                let id = text.to_str().ok().and_then(|text| text.parse().ok());
+                Some(id.ok_or_else(|| Fault::bad_request(format!("{REQUEST_HEADER} must be 32 hexadecimal digits")))?)
+            }
+        };
+        Ok(Self { caller, request })
+    }
+}
+
+/// Whether a read may be out of date (`?stale=true`).
+#[derive(Debug, Clone, Copy, Default, serde::Deserialize)]
+struct Freshness {
+    #[serde(default)]
+    stale: bool,
+}
+
+/// A JSON body. What cannot be read is a fault like any other.
+struct Body<T>(T);
+
+impl<S: Send + Sync, T: serde::de::DeserializeOwned> FromRequest<S> for Body<T> {
+    type Rejection = Fault;
+    async fn from_request(request: Request, state: &S) -> Result<Self, Fault> {
+        match axum::Json::<T>::from_request(request, state).await {
+            Ok(axum::Json(value)) => Ok(Self(value)),
+            Err(rejection @ JsonRejection::BytesRejection(_)) => {
+                Err(Fault::bad_request(format!("{rejection}; a body may have {BODY_BYTES_MAX} bytes")))
+            }
+            Err(rejection) => Err(Fault::bad_request(rejection.body_text())),
+        }
+    }
+}
+
+/// A part of a path, or a query, that is checked like a body.
+struct Path<T>(T);
+
+impl<S: Send + Sync, T: serde::de::DeserializeOwned + Send> FromRequestParts<S> for Path<T> {
+    type Rejection = Fault;
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Fault> {
+        let path = axum::extract::Path::<T>::from_request_parts(parts, state).await;
+        path.map(|axum::extract::Path(value)| Self(value)).map_err(|rejection| Fault::bad_request(rejection.body_text()))
+    }
+}
+
+struct Query<T>(T);
+
+impl<S: Send + Sync, T: serde::de::DeserializeOwned> FromRequestParts<S> for Query<T> {
+    type Rejection = Fault;
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Fault> {
+        let query = axum::extract::Query::<T>::from_request_parts(parts, state).await;
+        query.map(|axum::extract::Query(value)| Self(value)).map_err(|rejection| Fault::bad_request(rejection.body_text()))
+    }
+}
+
+/// An answer as JSON.
+struct Json<T>(T);
+
+impl<T: serde::Serialize> IntoResponse for Json<T> {
+    fn into_response(self) -> Response {
+        axum::Json(self.0).into_response()
+    }
+}

@@ -1,0 +1,156 @@
+//! How things stand, put together from the replicated state, the leader's view and what a vm's node sees.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use blixard_core::{HEALTHY_WITHIN_MS, NodeId, Phase, State, Vm, VmId};
+
+use super::{Server, peer};
+use crate::api::views::{LiveView, TransferView, VmView};
+use crate::raft::GroupView;
+use crate::transfers::TransferState;
+
+/// How long a status waits for the leader before it says how things stand without it.
+pub(super) const STATUS_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The group as the leader sees it or, when the leader cannot be asked, as this node does.
+pub(super) struct GroupSeen {
+    pub(super) group: GroupView,
+    /// Whether it is the leader's view.
+    pub(super) by_leader: bool,
+    /// The nodes that the leader hears from.
+    pub(super) reachable: BTreeSet<NodeId>,
+}
+
+impl Server {
+    pub(super) async fn group_seen(&self) -> GroupSeen {
+        let mut group = self.inner.raft.view();
+        let mut by_leader = group.is_leader();
+        if let Some(leader) = group.leader.filter(|_| !by_leader)
+            && let Some(endpoint) = self.inner.raft.read(|state| state.nodes.get(&leader).map(|node| node.endpoint))
+            && let Ok(Ok(seen)) = tokio::time::timeout(STATUS_PATIENCE, peer::group(self, endpoint)).await
+        {
+            by_leader = seen.is_leader();
+            group = seen;
+        }
+        // A leader that has lost its majority does not know it at once, but it sees that nobody answers.
+        let members: BTreeSet<NodeId> = self.inner.raft.read(|state| state.nodes.keys().copied().collect());
+        let reachable = if by_leader {
+            crate::leader::heard_from(&group, &members, u64::MAX, HEALTHY_WITHIN_MS)
+        } else {
+            BTreeSet::from([self.inner.me])
+        };
+        GroupSeen { group, by_leader, reachable }
+    }
+
+    /// A vm with what its node sees of it now.
+    pub(super) async fn vm_view(&self, id: VmId) -> Option<VmView> {
+        let seen = self.group_seen().await;
+        let (mut view, image) =
+            self.inner.raft.read(|state| state.vms.get(&id).map(|vm| (vm_view(state, vm, &seen), vm.spec.image)))?;
+        let Some(node) = view.node else { return Some(view) };
+        view.live = if node == self.inner.me {
+            Some(self.live(id, image).await)
+        } else {
+            let endpoint = self.inner.raft.read(|state| state.nodes.get(&node).map(|node| node.endpoint));
+            match endpoint {
+                Some(endpoint) => {
+                    let asked = peer::live(self, endpoint, id, image);
+                    tokio::time::timeout(STATUS_PATIENCE, asked).await.ok().and_then(Result::ok)
+                }
+                None => None,
+            }
+        };
+        if let Some(transfer) = view.live.as_ref().and_then(|live| live.transfer.as_ref())
+            && view.phase == "preparing"
+            && view.reason.is_none()
+        {
+            view.reason = Some(match &transfer.failure {
+                Some(failure) => format!("fetching the image failed and is tried again: {failure}"),
+                None => "fetching the image".to_owned(),
+            });
+        }
+        Some(view)
+    }
+
+    /// What this node sees of a vm that is placed on it.
+    pub(super) async fn live(&self, id: VmId, image: blixard_core::ImageId) -> LiveView {
+        let live = self.inner.agent.live(id, image).await;
+        let transfer = live.transfer.map(|status| TransferView {
+            bytes_done: status.progress.bytes_done,
+            bytes_total: status.progress.bytes_total,
+            sources: status.progress.sources,
+            failure: match status.state {
+                TransferState::Failed { reason, .. } => Some(reason),
+                TransferState::Queued | TransferState::Running => None,
+            },
+        });
+        let mut view = LiveView { transfer, ..LiveView::default() };
+        if let Some(blixard_hypervisor::VmState::Running(running)) = live.state {
+            view.pid = Some(running.pid);
+            view.accelerator = Some(running.accelerator.to_string());
+            view.confinement = Some(format!("{}; limits: {}", running.confinement.process, running.confinement.limits));
+        }
+        view
+    }
+}
+
+/// A vm as the replicated state has it.
+pub(super) fn vm_view(state: &State, vm: &Vm, seen: &GroupSeen) -> VmView {
+    let observed = vm.observed.as_ref();
+    let mut reason = observed.and_then(|observed| match &observed.phase {
+        Phase::Stopped { reason } => reason.clone(),
+        Phase::Failed { reason, .. } => Some(reason.clone()),
+        Phase::Preparing | Phase::Running | Phase::Stopping => None,
+    });
+    let phase = match (&vm.placement, observed) {
+        _ if vm.desired.deleting => "deleting",
+        (None, _) => {
+            reason = Some(why_unplaced(state, vm, seen));
+            "pending"
+        }
+        (Some(_), None) => "preparing",
+        (Some(_), Some(observed)) => observed.phase.word(),
+    };
+    if let Some(placement) = vm.placement
+        && seen.by_leader
+        && !seen.reachable.contains(&placement.node)
+    {
+        let silent = format!("node {} does not answer; this is what it last reported", placement.node);
+        reason = Some(reason.map_or(silent.clone(), |reason| format!("{reason} ({silent})")));
+    }
+    VmView {
+        id: vm.id,
+        name: vm.name.clone(),
+        image: vm.spec.image_name.clone(),
+        image_id: vm.spec.image,
+        vcpus: vm.spec.vcpus,
+        memory_mib: vm.spec.memory_mib,
+        disk_mib: vm.spec.disk_mib,
+        publish: vm.spec.publish.clone(),
+        restart: vm.spec.restart,
+        node: vm.placement.map(|placement| placement.node),
+        epoch: vm.epoch,
+        desired: vm.desired,
+        phase: phase.to_owned(),
+        observed_run: observed.map_or(0, |observed| observed.run),
+        reason,
+        retrying: observed.is_some_and(|observed| matches!(observed.phase, Phase::Failed { retrying: true, .. })),
+        restarts: observed.map_or(0, |observed| observed.restarts),
+        since: observed.map(|observed| observed.since),
+        created_at: vm.created_at,
+        live: None,
+    }
+}
+
+fn why_unplaced(state: &State, vm: &Vm, seen: &GroupSeen) -> String {
+    if !seen.by_leader {
+        return "no leader is there to place it".to_owned();
+    }
+    let verdicts = state.explain(vm, &seen.reachable);
+    if verdicts.iter().any(|verdict| verdict.verdict.fits()) {
+        return "about to be placed".to_owned();
+    }
+    let words = verdicts.iter().map(|verdict| format!("node {}: {}", verdict.node, verdict.verdict));
+    format!("no node can carry it: {}", words.collect::<Vec<_>>().join("; "))
+}

@@ -1,0 +1,93 @@
+//! The data directory: who this node is, which cluster it belongs to, and the lock that keeps a second process out.
+//!
+//! ```text
+//! node.key                    the node's secret key
+//! cluster.key                 the cluster's secret key, on the node that created it
+//! node.json                   this node's number and cluster
+//! bootstrap.json              the last good answer to a bootstrap request
+//! node-<id>-registry.json     how tools on this host find the node
+//! raft/                       log and state
+//! images/                     blobs
+//! vms/                        one folder a vm
+//! ```
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use blixard_core::{ClusterId, NodeId};
+use nix::fcntl::{Flock, FlockArg};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::transport::write_private;
+
+/// What this node is part of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Membership {
+    /// The node's number.
+    pub(crate) node: NodeId,
+    /// Its cluster.
+    pub(crate) cluster: ClusterId,
+    /// Whether the cluster has removed it. What is here then belongs to nobody.
+    pub(crate) removed: bool,
+}
+
+/// An open data directory, locked for this process.
+pub(crate) struct DataDir {
+    path: PathBuf,
+    _lock: Flock<File>,
+}
+
+impl DataDir {
+    /// Opens the directory, or makes it.
+    pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(path).with_context(|| format!("create the data directory {}", path.display()))?;
+        let path = path.canonicalize().with_context(|| format!("find the data directory {}", path.display()))?;
+        let file = path.join("lock");
+        let file = File::options().create(true).append(true).open(&file).with_context(|| format!("open {}", file.display()))?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Self { path, _lock: lock }),
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+                bail!("another node process uses the data directory {}: stop it, or give another --data-dir", path.display())
+            }
+            Err((_, error)) => Err(error).with_context(|| format!("lock the data directory {}", path.display())),
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn join(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// What this node is part of; nothing before it has joined or founded a cluster.
+    pub(crate) fn membership(&self) -> anyhow::Result<Option<Membership>> {
+        self.read("node.json")
+    }
+
+    pub(crate) fn set_membership(&self, membership: &Membership) -> anyhow::Result<()> {
+        self.write("node.json", membership)
+    }
+
+    /// Reads a JSON file; nothing when there is none.
+    pub(crate) fn read<T: DeserializeOwned>(&self, name: &str) -> anyhow::Result<Option<T>> {
+        let path = self.join(name);
+        let text = match std::fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+        };
+        let value = serde_json::from_slice(&text)
+            .with_context(|| format!("{} is damaged: restore it, or join anew with an empty data directory", path.display()))?;
+        Ok(Some(value))
+    }
+
+    /// Writes a JSON file, whole or not at all.
+    pub(crate) fn write<T: Serialize>(&self, name: &str, value: &T) -> anyhow::Result<()> {
+        let text = serde_json::to_string_pretty(value).with_context(|| format!("encode {name}"))?;
+        write_private(&self.join(name), format!("{text}\n").as_bytes())
+    }
+}

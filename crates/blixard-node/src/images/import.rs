@@ -1,0 +1,185 @@
+//! Taking bytes in: copied to the store's disk, hashed, and guarded until an image keeps them.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use blixard_core::BlobHash;
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use iroh_blobs::api::TempTag;
+use iroh_blobs::api::blobs::AddProgressItem;
+use tokio::sync::mpsc;
+
+use super::{BlobError, Images};
+
+/// Chunks that may wait between the source and the disk: enough that neither waits for the other's every step.
+const WAITING_CHUNKS: usize = 8;
+
+/// Bytes could not be taken in. What was written of them is removed.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    /// There were none.
+    #[error("there is nothing to import: the source is empty")]
+    Empty,
+    /// They could not be read.
+    #[error("the source could not be read to its end: {0}")]
+    Source(#[source] io::Error),
+    /// The disk is full.
+    #[error("no space is left on the disk of {dir}: free some, or move the data directory to a larger disk")]
+    NoSpace {
+        /// The directory that was written to.
+        dir: String,
+    },
+    /// The store failed.
+    #[error("the blob store could not take it in: {0}")]
+    Storage(String),
+}
+
+impl From<BlobError> for ImportError {
+    fn from(error: BlobError) -> Self {
+        Self::Storage(error.to_string())
+    }
+}
+
+/// A blob that was just taken in. It may be removed as unused once this is dropped and no image keeps it.
+#[derive(Debug)]
+pub struct ImportedBlob {
+    /// Its name.
+    pub hash: BlobHash,
+    /// Its length in bytes.
+    pub bytes: u64,
+    _guard: TempTag,
+}
+
+impl Images {
+    /// Takes a stream of bytes in as a blob, which is whole and sealed when this returns. Dropping the future gives the
+    /// import up.
+    ///
+    /// # Errors
+    /// When the source is empty or fails, or the disk is full or fails.
+    pub async fn import(&self, bytes: impl Stream<Item = io::Result<Bytes>> + Send) -> Result<ImportedBlob, ImportError> {
+        let under_way = self.inner.imports.begin();
+        let (sender, receiver) = mpsc::channel(WAITING_CHUNKS);
+        let (pumped, added) = tokio::join!(pump(bytes, sender), self.add(receiver));
+        let length = pumped?;
+        let guard = added.map_err(|error| match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                ImportError::NoSpace { dir: self.inner.files.data_path.display().to_string() }
+            }
+            _ => ImportError::Storage(error.to_string()),
+        })?;
+        let hash = BlobHash(*guard.hash().as_bytes());
+        self.seal(hash).await?;
+        under_way.succeeded();
+        Ok(ImportedBlob { hash, bytes: length, _guard: guard })
+    }
+
+    async fn add(&self, receiver: mpsc::Receiver<io::Result<Bytes>>) -> io::Result<TempTag> {
+        let chunks = futures::stream::unfold(receiver, |mut receiver| async move {
+            let chunk = receiver.recv().await?;
+            Some((chunk, receiver))
+        });
+        let mut progress = std::pin::pin!(self.inner.store.blobs().add_stream(chunks).await.stream().await);
+        while let Some(item) = progress.next().await {
+            match item {
+                AddProgressItem::Done(guard) => return Ok(guard),
+                AddProgressItem::Error(error) => return Err(error),
+                _ => {}
+            }
+        }
+        Err(io::Error::other("the store ended the import without saying why"))
+    }
+}
+
+/// Hands the source's bytes on and counts them. The source's own error is returned; the store only learns that there was
+/// one, so that it does not take the beginning for the whole.
+async fn pump(
+    bytes: impl Stream<Item = io::Result<Bytes>> + Send,
+    sender: mpsc::Sender<io::Result<Bytes>>,
+) -> Result<u64, ImportError> {
+    let mut bytes = std::pin::pin!(bytes);
+    let mut length = 0u64;
+    let failed = loop {
+        match bytes.next().await {
+            // The store takes two chunks before it writes anything, and an empty one helps nobody.
+            Some(Ok(chunk)) if chunk.is_empty() => {}
+            Some(Ok(chunk)) => {
+                length += chunk.len() as u64;
+                if sender.send(Ok(chunk)).await.is_err() {
+                    // The store gave up and says why itself.
+                    return Ok(length);
+                }
+            }
+            Some(Err(error)) => break ImportError::Source(error),
+            None if length == 0 => break ImportError::Empty,
+            None => return Ok(length),
+        }
+    };
+    // If the store is gone already there is nobody to tell.
+    let _ = sender.send(Err(io::ErrorKind::UnexpectedEof.into())).await;
+    Err(failed)
+}
+
+/// The files of imports that are under way. The store leaves the file of a failed one behind; it is removed when no other
+/// import could own it.
+#[derive(Debug, Clone)]
+pub(super) struct Imports {
+    dir: PathBuf,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    under_way: usize,
+    left_files: bool,
+}
+
+impl Imports {
+    pub(super) fn new(dir: PathBuf) -> Self {
+        Self { dir, state: Arc::default() }
+    }
+
+    fn begin(&self) -> UnderWay {
+        self.state.lock().expect("no holder of this lock panics").under_way += 1;
+        UnderWay { imports: self.clone(), succeeded: false }
+    }
+
+    /// Removes all files of imports.
+    pub(super) fn remove_leftovers(&self) {
+        let files = match std::fs::read_dir(&self.dir) {
+            Ok(files) => files,
+            Err(error) => {
+                tracing::warn!(%error, dir = %self.dir.display(), "files of failed imports cannot be listed");
+                return;
+            }
+        };
+        for file in files.flatten() {
+            if let Err(error) = std::fs::remove_file(file.path()) {
+                tracing::warn!(%error, file = %file.path().display(), "file of a failed import cannot be removed");
+            }
+        }
+    }
+}
+
+struct UnderWay {
+    imports: Imports,
+    succeeded: bool,
+}
+
+impl UnderWay {
+    fn succeeded(mut self) {
+        self.succeeded = true;
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let mut state = self.imports.state.lock().expect("no holder of this lock panics");
+        state.under_way -= 1;
+        state.left_files |= !self.succeeded;
+        if state.under_way == 0 && std::mem::take(&mut state.left_files) {
+            self.imports.remove_leftovers();
+        }
+    }
+}

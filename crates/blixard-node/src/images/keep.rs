@@ -1,0 +1,64 @@
+//! Which images this node keeps, written down in the store as names of their parts.
+
+use std::collections::BTreeSet;
+
+use anyhow::Context;
+use blixard_core::{ImageId, Manifest};
+use futures::StreamExt;
+use iroh_blobs::{Hash, HashAndFormat};
+
+use super::Images;
+
+/// Before the names of all parts of all images.
+const PREFIX: &str = "image/";
+
+impl Images {
+    /// Keeps the parts of an image, here or still to come, until [`Self::drop_image`]. Called before a fetch begins, or the
+    /// pieces that arrive would be removed as unused.
+    ///
+    /// # Errors
+    /// When the store cannot write it down.
+    pub async fn keep(&self, image: ImageId, manifest: &Manifest) -> anyhow::Result<()> {
+        let _no_run = self.inner.collector.hold().await;
+        for (number, part) in manifest.parts().iter().enumerate() {
+            let name = format!("{PREFIX}{image}/{number}");
+            let part = HashAndFormat::raw(Hash::from_bytes(part.hash.0));
+            self.inner.store.tags().set(name, part).await.with_context(|| format!("keep image {image}"))?;
+        }
+        self.inner.store.sync_db().await.with_context(|| format!("write down that image {image} is kept"))
+    }
+
+    /// Gives an image up: the space of parts that no other image keeps is freed soon after. To drop one that is not kept
+    /// does nothing.
+    ///
+    /// # Errors
+    /// When the store cannot write it down.
+    pub async fn drop_image(&self, image: ImageId) -> anyhow::Result<()> {
+        let tags = self.inner.store.tags();
+        tags.delete_prefix(format!("{PREFIX}{image}/")).await.with_context(|| format!("drop image {image}"))?;
+        self.inner.store.sync_db().await.with_context(|| format!("write down that image {image} is dropped"))?;
+        self.inner.collector.hurry();
+        Ok(())
+    }
+
+    /// The images that are kept, complete or not.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn kept(&self) -> anyhow::Result<BTreeSet<ImageId>> {
+        let mut names = self.inner.store.tags().list_prefix(PREFIX).await.context("list kept images")?;
+        let mut images = BTreeSet::new();
+        while let Some(tag) = names.next().await {
+            let tag = tag.context("read a kept image's name")?;
+            let name = String::from_utf8_lossy(tag.name.as_ref());
+            let image = name.strip_prefix(PREFIX).and_then(|rest| rest.split('/').next()).and_then(|id| id.parse().ok());
+            match image {
+                Some(image) => {
+                    images.insert(image);
+                }
+                None => tracing::warn!(%name, "a name in the blob store is not an image's"),
+            }
+        }
+        Ok(images)
+    }
+}

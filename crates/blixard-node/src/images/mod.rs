@@ -1,0 +1,206 @@
+//! The content of images: blobs named by their BLAKE3 hash, kept on this host and served to members.
+//!
+//! The room owns the blob store (a directory of plain files and a database beside them) and the protocol that serves it.
+//! It never decides which images this node holds, knows no names and no catalog: `transfers/` and the agent call its
+//! verbs (import, keep, fetch, export, drop). It writes to a blob only while it is incomplete; every byte is checked
+//! against the hash before it counts as there.
+//!
+//! A part of an image goes through these states, and only *sealed* ones are booted or reported as held:
+//!
+//! ```text
+//! absent -> partial -> complete -> sealed -> (no image keeps it) -> collected
+//! ```
+//!
+//! Sealed means: verified, flushed to the disk, and read-only. A hypervisor opens a sealed blob in place.
+//!
+//! What a crash loses: of the process (kill -9), an import that had not ended and what a fetch received in its last few
+//! dozen milliseconds; of the host (power), also what was verified but not yet sealed, which is therefore read and
+//! verified again before it is sealed. It stops with [`Images::shutdown`], after the transport, which stops serving.
+
+mod collect;
+mod export;
+mod fetch;
+mod holders;
+mod import;
+mod keep;
+mod pieces;
+mod seal;
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use blixard_core::{BlobHash, Manifest};
+use iroh_blobs::api::blobs::BlobStatus;
+use iroh_blobs::provider::events::{EventMask, EventSender, RequestMode};
+use iroh_blobs::store::fs::FsStore;
+use iroh_blobs::store::fs::options::Options;
+use iroh_blobs::store::{GcConfig, fs::options::PathOptions};
+use iroh_blobs::{BlobsProtocol, Hash};
+
+use crate::transport::{Handler, Transport};
+
+pub use export::ExportError;
+pub use fetch::{FetchError, Progress};
+pub use import::{ImportError, ImportedBlob};
+
+use collect::Collector;
+use import::Imports;
+
+/// How often blobs that no image keeps are looked for. Dropping an image starts a search at once; this finds the rest,
+/// such as imports that were given up.
+const COLLECT_EVERY: Duration = Duration::from_secs(60);
+/// How long the store's database may gather changes before it writes them. The store's own half a second would be lost
+/// by a kill -9 at the start of a fetch: it would not know that the blob's first pieces are there.
+const GATHER: Duration = Duration::from_millis(50);
+/// Events wait for nobody here: the mask asks for none that would have to be answered.
+const EVENTS: usize = 1;
+
+/// A blob cannot be used as it is.
+#[derive(Debug, thiserror::Error)]
+pub enum BlobError {
+    /// It is not here, or not all of it.
+    #[error("blob {0} is not on this node as a whole: fetch its image first")]
+    NotWhole(BlobHash),
+    /// Its file was removed or cut behind the store's back.
+    #[error("the file of blob {hash}, {path}, is missing or of the wrong length: drop the image on this node and fetch it again")]
+    Damaged {
+        /// The blob.
+        hash: BlobHash,
+        /// Where its file should be.
+        path: String,
+    },
+    /// The store did not answer.
+    #[error("the blob store failed: {0}")]
+    Storage(String),
+}
+
+/// The blobs of this node. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Images {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    store: FsStore,
+    files: PathOptions,
+    transport: Transport,
+    collector: Collector,
+    imports: Imports,
+}
+
+impl Images {
+    /// Opens the store in a directory, or makes it. Only one process can have it open.
+    ///
+    /// # Errors
+    /// When the directory cannot be used or another process has it open.
+    pub async fn open(dir: PathBuf, transport: Transport) -> anyhow::Result<Self> {
+        Self::open_collecting(dir, transport, COLLECT_EVERY).await
+    }
+
+    async fn open_collecting(dir: PathBuf, transport: Transport, every: Duration) -> anyhow::Result<Self> {
+        let dir = std::path::absolute(&dir).with_context(|| format!("use {} for images", dir.display()))?;
+        let collector = Collector::new(every);
+        let mut options = Options::new(&dir);
+        // Blobs within the database could not be opened by a hypervisor.
+        options.inline.max_data_inlined = 0;
+        options.batch.max_read_duration = GATHER;
+        options.batch.max_write_duration = GATHER;
+        // The collector itself decides when the next search begins.
+        options.gc = Some(GcConfig { interval: Duration::ZERO, add_protected: Some(collector.before_each_run()) });
+        let files = options.path.clone();
+        let store = FsStore::load_with_opts(dir.join("blobs.db"), options)
+            .await
+            .map_err(|error| anyhow::anyhow!("{error:#}"))
+            .with_context(|| format!("open blob store in {}", dir.display()))?;
+        let imports = Imports::new(files.temp_path.clone());
+        let inner = Inner { store, files, transport, collector, imports };
+        let images = Self { inner: Arc::new(inner) };
+        images.remove_leftovers().await.with_context(|| format!("tidy the blob store in {}", dir.display()))?;
+        Ok(images)
+    }
+
+    /// What serves the blobs to members: whole ones and parts, and which ranges there are. It takes nothing in.
+    pub fn handler(&self) -> Handler {
+        let mask = EventMask { push: RequestMode::Disabled, get_many: RequestMode::Disabled, ..EventMask::DEFAULT };
+        let (events, _) = EventSender::channel(EVENTS, mask);
+        Box::new(BlobsProtocol::new(&self.inner.store, Some(events)))
+    }
+
+    /// The file of a blob, to be opened for reading in place. It stays the same file, unwritten, for as long as an image
+    /// keeps the blob; whoever has it open can read on after that.
+    ///
+    /// # Errors
+    /// When the blob is not on this node as a whole.
+    pub async fn path(&self, hash: BlobHash) -> Result<PathBuf, BlobError> {
+        let Some(bytes) = self.complete_bytes(hash).await? else { return Err(BlobError::NotWhole(hash)) };
+        let path = self.inner.files.data_path(&Hash::from_bytes(hash.0));
+        match tokio::fs::metadata(&path).await {
+            Ok(meta) if meta.len() == bytes && seal::is_sealed(&meta) => Ok(path),
+            Ok(meta) if meta.len() == bytes => Err(BlobError::NotWhole(hash)),
+            _ => Err(BlobError::Damaged { hash, path: path.display().to_string() }),
+        }
+    }
+
+    /// Whether all parts of an image are here, sealed and of the length that the manifest names.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn is_complete(&self, manifest: &Manifest) -> Result<bool, BlobError> {
+        for part in manifest.parts() {
+            if self.complete_bytes(part.hash).await? != Some(part.bytes) || !self.is_sealed(part.hash).await {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// How many bytes of an image's parts are here and verified.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn local_bytes(&self, manifest: &Manifest) -> Result<u64, BlobError> {
+        let mut sum = 0u64;
+        for part in manifest.parts() {
+            let present = self.present(part.hash).await?;
+            sum = sum.saturating_add(present.total_bytes().min(part.bytes));
+        }
+        Ok(sum)
+    }
+
+    /// Whether blobs that no image keeps are still being removed. Once this is false it stays so until the node restarts,
+    /// and the space of dropped images is not freed.
+    pub fn collects(&self) -> bool {
+        self.inner.collector.is_alive()
+    }
+
+    /// Writes everything out and closes the store. What is called after this fails.
+    pub async fn shutdown(&self) {
+        if let Err(error) = self.inner.store.shutdown().await {
+            tracing::debug!(%error, "the blob store was closed before");
+        }
+    }
+
+    /// The length of a blob that is here as a whole.
+    async fn complete_bytes(&self, hash: BlobHash) -> Result<Option<u64>, BlobError> {
+        match self.inner.store.blobs().status(Hash::from_bytes(hash.0)).await {
+            Ok(BlobStatus::Complete { size }) => Ok(Some(size)),
+            Ok(_) => Ok(None),
+            Err(error) => Err(BlobError::Storage(format!("{error:#}"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod name {
+    use crate::transport::Protocol;
+
+    #[test]
+    fn the_transport_and_the_store_name_the_protocol_alike() {
+        assert_eq!(Protocol::Blobs.alpn(), iroh_blobs::ALPN);
+    }
+}

@@ -1,0 +1,129 @@
+//! What the leader does besides writing the log: who votes, where vms go, where copies of images go.
+//!
+//! All decisions are [`blixard_core`]'s; this room only asks for them while its node leads, and has them written. It is fed by
+//! changes of the state and by a tick (silence changes nothing in the state), and stops when its task is dropped.
+//! A decision that failed to be written is made again at the next look.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use blixard_core::{
+    Actor, COPY_LOST_AFTER_MS, Change, Command, HEALTHY_WITHIN_MS, MembershipStep, NodeId, RaftView,
+};
+
+use crate::clock;
+use crate::raft::{GroupView, Raft};
+
+/// How often the leader looks when nothing tells it to: who has gone quiet is seen only by looking.
+const TICK: Duration = Duration::from_millis(250);
+/// How far behind the leader's log a learner may be to count as caught up: a few batches, which it takes in at once.
+const CAUGHT_UP_ENTRIES: u64 = 200;
+
+/// The nodes that answered the leader within `within_ms`, the leader among them. A node that has not answered since the
+/// leader took office counts for as long as the office is younger than that.
+pub(crate) fn heard_from(view: &GroupView, members: &BTreeSet<NodeId>, office_ms: u64, within_ms: u64) -> BTreeSet<NodeId> {
+    let heard = |node: &NodeId| {
+        *node == view.node || silent_ms(view, *node, office_ms).is_some_and(|silent_ms| silent_ms <= within_ms)
+    };
+    members.iter().copied().filter(heard).collect()
+}
+
+fn silent_ms(view: &GroupView, node: NodeId, office_ms: u64) -> Option<u64> {
+    view.silent_ms.get(&node).map(|silent_ms| silent_ms.unwrap_or(office_ms))
+}
+
+/// Leads whenever this node is the leader. Never returns.
+pub(crate) async fn run(raft: Raft, failures: Arc<crate::counters::Counters>) {
+    let mut applied = raft.watch();
+    let mut office: Option<(u64, Instant)> = None;
+    loop {
+        let view = raft.view();
+        if view.is_leader() {
+            let since = match office {
+                Some((term, since)) if term == view.term => since,
+                _ => {
+                    tracing::info!(term = view.term, "this node leads");
+                    let now = Instant::now();
+                    office = Some((view.term, now));
+                    now
+                }
+            };
+            let office_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+            if let Err(error) = lead(&raft, &view, office_ms).await {
+                failures.leader_failures.add(1);
+                tracing::warn!(error = format!("{error:#}"), "a decision of the leader was not carried out; it is made again");
+            }
+        } else if office.take().is_some() {
+            tracing::info!(leader = ?view.leader.map(|leader| leader.0), "this node does not lead any more");
+        }
+        // Whichever comes first; a closed watch means that Raft has stopped, and the tick goes on harmlessly.
+        let _ = tokio::time::timeout(TICK, applied.changed()).await;
+    }
+}
+
+async fn lead(raft: &Raft, view: &GroupView, office_ms: u64) -> anyhow::Result<()> {
+    let (step, placements, copies) = raft.read(|state| {
+        let members: BTreeSet<NodeId> = state.nodes.keys().copied().collect();
+        let others = view.voters.union(&view.learners).copied().filter(|node| *node != view.node);
+        let caught_up = view.matched.iter().filter(|(_, index)| **index + CAUGHT_UP_ENTRIES >= view.last_log);
+        let raft_view = RaftView {
+            leader: view.node,
+            voters: view.voters.clone(),
+            learners: view.learners.clone(),
+            caught_up: caught_up.map(|(node, _)| *node).chain([view.node]).collect(),
+            silent_ms: others.filter_map(|node| Some((node, silent_ms(view, node, office_ms)?))).collect(),
+        };
+        let reachable = heard_from(view, &members, office_ms, HEALTHY_WITHIN_MS);
+        let present = heard_from(view, &members, office_ms, COPY_LOST_AFTER_MS);
+        (state.plan_membership(&raft_view), state.schedule(&reachable), state.plan_copies(&present))
+    });
+    let propose = async |change: Change| {
+        let command = Command { request: None, at: clock::now(), by: Actor::Node(view.node), change };
+        let outcome = raft.propose(&command).await.context("write a decision")?;
+        if let Err(rejection) = outcome {
+            // The state has moved on since the decision was made, so the next look decides anew.
+            tracing::debug!(%rejection, "a decision came too late");
+        }
+        anyhow::Ok(())
+    };
+    for (id, node, epoch) in placements {
+        propose(Change::PlaceVm { id, node, epoch }).await?;
+    }
+    for (image, node) in copies {
+        propose(Change::WantCopy { image, node }).await?;
+    }
+    if let Some(step) = step {
+        change_membership(raft, view, step).await?;
+    }
+    Ok(())
+}
+
+async fn change_membership(raft: &Raft, view: &GroupView, step: MembershipStep) -> anyhow::Result<()> {
+    tracing::info!(?step, "changing who votes");
+    let with = |node: NodeId| view.voters.iter().copied().chain([node]).collect::<BTreeSet<_>>();
+    let without = |node: NodeId| view.voters.iter().copied().filter(|voter| *voter != node).collect::<BTreeSet<_>>();
+    match step {
+        MembershipStep::AddLearner(node) => {
+            let endpoint = raft.read(|state| state.nodes.get(&node).map(|node| node.endpoint));
+            match endpoint {
+                Some(endpoint) => raft.add_learner(node, endpoint).await,
+                // It was removed between the plan and now.
+                None => Ok(()),
+            }
+        }
+        MembershipStep::Promote(node) => raft.set_voters(with(node)).await,
+        MembershipStep::Demote(node) => raft.set_voters(without(node)).await,
+        MembershipStep::Replace { lost, healthy } => {
+            raft.set_voters(without(lost).into_iter().chain([healthy]).collect()).await
+        }
+        MembershipStep::Remove(node) => {
+            if view.voters.contains(&node) {
+                raft.set_voters(without(node)).await?;
+            }
+            raft.remove_learner(node).await
+        }
+        MembershipStep::StepDown { successor } => raft.transfer_leadership(successor).await,
+    }
+}

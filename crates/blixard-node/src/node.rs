@@ -1,0 +1,504 @@
+//! The composition root: builds the rooms, wires them, and stops them in reverse order. Nothing else knows everybody.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use blixard_core::{Actor, Capacity, Change, ClusterId, Command, Node as NodeRecord, NodeId, Rejection, Resources, UnixMs};
+use blixard_hypervisor::{Driver, FakeDriver, QemuDriver, QemuOptions};
+use tokio::sync::watch;
+
+use crate::agent::Agent;
+use crate::api::bootstrap::Bootstrap;
+use crate::api::join::{self, JoinRefusal};
+use crate::api::server::Server;
+use crate::clock;
+use crate::config::{HypervisorKind, NodeConfig};
+use crate::counters::Counters;
+use crate::data_dir::{DataDir, Membership};
+use crate::enter::{self, Entrance};
+use crate::http::Stage;
+use crate::images::Images;
+use crate::raft::Raft;
+use crate::tasks::Tasks;
+use crate::transfers::Transfers;
+use crate::transport::{PeerAddress, Protocol, Registry, Ticket, Transport, TransportConfig, load_or_create_key};
+use crate::user::UserState;
+use crate::{http, leader};
+
+/// How often a node checks that what the cluster knows of it is right, and that it still hears from a leader.
+const UPKEEP_EVERY: Duration = Duration::from_secs(1);
+/// How long a removed node goes on taking part, so that its vote is not missed before the others have changed the group.
+const FAREWELL: Duration = Duration::from_secs(10);
+/// Memory left to the host itself, at least.
+const HOST_MEMORY_MIB: u64 = 512;
+/// The file with the disk space measured at the first start.
+const CAPACITY_FILE: &str = "capacity.json";
+
+/// Why a node did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The cluster refused to let it in.
+    #[error("the cluster refused this node")]
+    Refused(#[source] JoinRefusal),
+    /// The data directory belongs to another node or another cluster.
+    #[error("{0}")]
+    OtherOwner(String),
+    /// The cluster removed it earlier.
+    #[error("node {0} was removed from its cluster: start it with an empty data directory to join anew")]
+    Removed(NodeId),
+    /// Something failed.
+    #[error(transparent)]
+    Failed(#[from] anyhow::Error),
+}
+
+/// Why a running node ended by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// The cluster removed it, or it left.
+    Removed(NodeId),
+    /// It cannot go on.
+    Failed(String),
+}
+
+/// A running node.
+pub struct Node {
+    tasks: Tasks,
+    transport: Transport,
+    raft: Raft,
+    images: Images,
+    transfers: Transfers,
+    ended: watch::Receiver<Option<Ended>>,
+    registry: PathBuf,
+    cluster: ClusterId,
+    // Last, so that the lock is held until everything else is gone.
+    data: Arc<DataDir>,
+}
+
+impl Node {
+    /// Starts a node and returns when it is a member of its cluster, however long joining takes.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start(config: NodeConfig, user: UserState) -> Result<Self, StartError> {
+        let data = Arc::new(DataDir::open(&config.data_dir)?);
+        let ticket: Option<Ticket> = match &config.join {
+            Some(text) => Some(text.parse().context("read the ticket given with --join")?),
+            None => None,
+        };
+        enter::check_membership(&data, &config, ticket.as_ref())?;
+        let key = load_or_create_key(&data.join("node.key"))?;
+        let transport = Transport::open(TransportConfig {
+            key,
+            bind: binds(&config),
+            relays: config.relays.clone(),
+        })
+        .await?;
+        let started = Self::start_rooms(config, user, data, transport.clone(), ticket).await;
+        if started.is_err() {
+            transport.close().await;
+        }
+        started
+    }
+
+    async fn start_rooms(
+        config: NodeConfig,
+        user: UserState,
+        data: Arc<DataDir>,
+        transport: Transport,
+        ticket: Option<Ticket>,
+    ) -> Result<Self, StartError> {
+        let counters = Arc::new(Counters::default());
+        let mut tasks = Tasks::new(counters.clone());
+        let listener = http::listen(config.bind).await?;
+        let raft = Raft::start(&data.join("raft"), config.id, config.raft, transport.clone()).await?;
+        let images = Images::open(data.join("images"), transport.clone()).await?;
+        let transfers = Transfers::new(images.clone());
+        let driver = driver(&config, &data)?;
+        let agent = Agent::new(config.id, raft.clone(), images.clone(), transfers.clone(), driver, counters.clone());
+        let server = Server::new(
+            config.id,
+            raft.clone(),
+            transport.clone(),
+            images.clone(),
+            agent.clone(),
+            counters.clone(),
+        );
+
+        let (stage, stages) = watch::channel(Stage::Starting("the node is starting".into()));
+        let listener = Arc::new(tokio::sync::Mutex::new(listener));
+        tasks.keep("http", {
+            let (raft, counters) = (raft.clone(), counters.clone());
+            move || http::run(listener.clone(), stages.clone(), raft.clone(), counters.clone())
+        });
+        tasks.keep("access", {
+            let (raft, transport) = (raft.clone(), transport.clone());
+            move || keep_access(raft.clone(), transport.clone(), config.id)
+        });
+        let mut handlers = vec![
+            (Protocol::Raft, raft.handler()),
+            (Protocol::Peer, server.peer_handler()),
+            (Protocol::Api, server.handler()),
+            (Protocol::Join, join::handler(raft.clone(), counters.clone())),
+        ];
+        if config.p2p_enabled {
+            handlers.push((Protocol::Blobs, images.handler()));
+        }
+        transport.serve(handlers);
+
+        let record = record(&config, &data, &transport)?;
+        let say = |why: String| drop(stage.send_replace(Stage::Starting(why)));
+        let entrance = Entrance {
+            config: &config,
+            data: &data,
+            user: &user,
+            transport: &transport,
+            raft: &raft,
+            record: record.clone(),
+            say: &say,
+        };
+        let membership = entrance.enter(ticket.as_ref()).await?;
+        let cluster = membership.cluster;
+        let me = Me { record, cluster, transport: transport.clone(), raft: raft.clone() };
+        let (end, ended) = watch::channel(None);
+        tasks.keep("upkeep", {
+            let (me, data) = (me.clone(), data.clone());
+            move || keep_membership(me.clone(), membership.clone(), data.clone(), end.clone())
+        });
+        tasks.keep("leader", {
+            let (raft, counters) = (raft.clone(), counters.clone());
+            move || leader::run(raft.clone(), counters.clone())
+        });
+        tasks.keep("agent", move || agent.clone().run());
+
+        say("let into the cluster; waiting for its state".into());
+        let mut has_ended = ended.clone();
+        tokio::select! {
+            () = me.is_member() => {}
+            end = has_ended.wait_for(Option::is_some) => {
+                let end = end.map_err(|_| anyhow::anyhow!("the node's upkeep has ended"))?.clone();
+                return Err(match end {
+                    Some(Ended::Removed(node)) => StartError::Removed(node),
+                    Some(Ended::Failed(reason)) => StartError::Failed(anyhow::anyhow!(reason)),
+                    None => StartError::Failed(anyhow::anyhow!("the node's upkeep has ended")),
+                });
+            }
+        }
+        let facts = me.bootstrap();
+        me.registry().write(data.path())?;
+        let registry = Registry::path(data.path(), config.id);
+        if let Err(error) = user.remember_node(&registry) {
+            tracing::warn!(error = format!("{error:#}"), "commands of this user will not find this node by themselves");
+        }
+        stage.send_replace(Stage::Member(facts));
+        tracing::info!(node = %config.id, %cluster, registry = %registry.display(), "ready");
+        // Without systemd there is nobody to tell, which is no error.
+        if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+            tracing::warn!(%error, "systemd could not be told that the node is ready");
+        }
+        Ok(Self { tasks, transport, raft, images, transfers, ended, registry, cluster, data })
+    }
+
+    /// The registry file, by which tools on this host find the node.
+    pub fn registry(&self) -> &std::path::Path {
+        &self.registry
+    }
+
+    /// The node's cluster.
+    pub fn cluster(&self) -> ClusterId {
+        self.cluster
+    }
+
+    /// Waits until the node ends by itself.
+    pub async fn ended(&self) -> Ended {
+        let mut ended = self.ended.clone();
+        match ended.wait_for(Option::is_some).await {
+            Ok(end) => end.clone().unwrap_or_else(|| Ended::Failed("the node's upkeep has ended".into())),
+            Err(_) => Ended::Failed("the node's upkeep has ended".into()),
+        }
+    }
+
+    /// Stops the rooms in the reverse order of their start. Guests go on under their guards.
+    pub async fn shutdown(mut self) {
+        tracing::info!("stopping");
+        // Without systemd there is nobody to tell.
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        self.tasks.end().await;
+        self.transfers.shutdown().await;
+        if self.raft.view().is_leader() {
+            self.hand_over().await;
+        }
+        self.raft.shutdown().await;
+        self.transport.close().await;
+        self.images.shutdown().await;
+        tracing::info!(data_dir = %self.data.path().display(), "stopped");
+    }
+
+    /// Hands the leadership over before this node goes, so that the others need not wait out an election time-out.
+    async fn hand_over(&self) {
+        let view = self.raft.view();
+        let heir = view.matched.iter().filter(|(node, _)| view.voters.contains(node) && **node != view.node);
+        let Some((heir, _)) = heir.max_by_key(|(_, index)| **index) else { return };
+        if let Err(error) = self.raft.transfer_leadership(*heir).await {
+            tracing::debug!(error = format!("{error:#}"), "the leadership was not handed over");
+            return;
+        }
+        let handed_over = async {
+            while self.raft.view().is_leader() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        // The others elect a leader by themselves if this does not work out.
+        let _ = tokio::time::timeout(Duration::from_millis(500), handed_over).await;
+    }
+}
+
+/// The address of `bind`, and for an unspecified one that of the other family as well.
+fn binds(config: &NodeConfig) -> Vec<std::net::SocketAddr> {
+    let port = config.bind.port();
+    if config.bind.ip().is_unspecified() {
+        vec![([0, 0, 0, 0], port).into(), ([0; 16], port).into()]
+    } else {
+        vec![config.bind]
+    }
+}
+
+fn driver(config: &NodeConfig, data: &DataDir) -> anyhow::Result<Arc<dyn Driver>> {
+    let root = data.join("vms");
+    Ok(match config.hypervisor {
+        HypervisorKind::Fake => Arc::new(FakeDriver::new(&root)?),
+        HypervisorKind::Qemu => {
+            let this = std::env::current_exe().context("find this program, which is also the guard of its vms")?;
+            let guard: Vec<OsString> = vec![this.into(), "guard".into()];
+            Arc::new(QemuDriver::new(&root, guard, QemuOptions::default()).context("set up QEMU")?)
+        }
+    })
+}
+
+/// This node as it describes itself to the cluster.
+fn record(config: &NodeConfig, data: &DataDir, transport: &Transport) -> anyhow::Result<NodeRecord> {
+    let facts = blixard_hypervisor::probe(data.path()).context("measure this host")?;
+    let disk_mib = match config.capacity.disk_mib {
+        Some(disk_mib) => disk_mib,
+        // Measured once: the free space later depends on what vms have used of it.
+        None => match data.read::<u64>(CAPACITY_FILE)? {
+            Some(disk_mib) => disk_mib,
+            None => {
+                let disk_mib = facts.disk_free_bytes >> 20;
+                data.write(CAPACITY_FILE, &disk_mib)?;
+                disk_mib
+            }
+        },
+    };
+    let host_mib = (facts.memory_mib / 10).max(HOST_MEMORY_MIB);
+    let physical = Resources {
+        vcpus: config.capacity.vcpus.unwrap_or_else(|| u64::from(facts.cores)),
+        memory_mib: config.capacity.memory_mib.unwrap_or_else(|| facts.memory_mib.saturating_sub(host_mib)),
+        disk_mib,
+    };
+    let own = transport.address();
+    Ok(NodeRecord {
+        id: config.id,
+        endpoint: own.endpoint,
+        addresses: own.addresses,
+        relay_url: own.relay_url,
+        capacity: Capacity {
+            physical,
+            overcommit_vcpus_percent: config.capacity.overcommit_vcpus_percent,
+            overcommit_memory_percent: config.capacity.overcommit_memory_percent,
+            overcommit_disk_percent: config.capacity.overcommit_disk_percent,
+        },
+        labels: config.labels.clone().into_iter().collect::<BTreeMap<_, _>>(),
+        shares_images: config.p2p_enabled,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        joined_at: UnixMs(0),
+    })
+}
+
+/// This node among the others.
+#[derive(Clone)]
+struct Me {
+    record: NodeRecord,
+    cluster: ClusterId,
+    transport: Transport,
+    raft: Raft,
+}
+
+impl Me {
+    /// The record with the addresses of this moment.
+    fn current(&self) -> NodeRecord {
+        let own = self.transport.address();
+        NodeRecord { addresses: own.addresses, relay_url: own.relay_url, ..self.record.clone() }
+    }
+
+    fn bootstrap(&self) -> Bootstrap {
+        let own = self.transport.address();
+        Bootstrap {
+            node_id: self.record.id,
+            p2p_node_id: own.endpoint,
+            p2p_addresses: own.addresses,
+            p2p_relay_url: own.relay_url,
+            cluster_id: self.cluster,
+        }
+    }
+
+    fn registry(&self) -> Registry {
+        let own = self.transport.address();
+        Registry {
+            cluster_node_id: self.record.id,
+            endpoint_id: own.endpoint,
+            direct_addresses: own.addresses,
+            relay_url: own.relay_url,
+            cluster_id: self.cluster,
+        }
+    }
+
+    /// Waits until this node's own replica shows it as a member.
+    async fn is_member(&self) {
+        let mut applied = self.raft.watch();
+        loop {
+            applied.borrow_and_update();
+            if self.raft.read(|state| state.nodes.contains_key(&self.record.id)) {
+                return;
+            }
+            if applied.changed().await.is_err() {
+                // Raft has stopped, which the upkeep reports.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    fn others(&self) -> Vec<PeerAddress> {
+        self.raft.read(|state| {
+            let others = state.nodes.values().filter(|node| node.id != self.record.id);
+            let address = |node: &NodeRecord| PeerAddress {
+                endpoint: node.endpoint,
+                addresses: node.addresses.clone(),
+                relay_url: node.relay_url.clone(),
+            };
+            others.map(address).collect()
+        })
+    }
+}
+
+/// Keeps the access list and the address book in line with the replicated state. Before this node has caught up, its replica
+/// may lack members, so until then it only adds.
+async fn keep_access(raft: Raft, transport: Transport, me: NodeId) {
+    let mut applied = raft.watch();
+    let mut caught_up = false;
+    let barrier = async {
+        while raft.barrier().await.is_err() {
+            // It has waited for a leader already, so this is no busy loop.
+        }
+    };
+    tokio::pin!(barrier);
+    loop {
+        applied.borrow_and_update();
+        let (members, clients) = raft.read(|state| {
+            let members: Vec<PeerAddress> = state
+                .nodes
+                .values()
+                .map(|node| PeerAddress {
+                    endpoint: node.endpoint,
+                    addresses: node.addresses.clone(),
+                    relay_url: node.relay_url.clone(),
+                })
+                .collect();
+            (members, state.clients.keys().copied().collect::<Vec<_>>())
+        });
+        let own = transport.id();
+        members.iter().filter(|member| member.endpoint != own).for_each(|member| transport.learn(member));
+        let keys = members.iter().map(|member| member.endpoint);
+        if caught_up {
+            transport.access().set_members(keys);
+        } else {
+            transport.access().add_members(keys);
+        }
+        transport.access().set_clients(clients);
+        tokio::select! {
+            changed = applied.changed() => if changed.is_err() {
+                tracing::debug!(node = %me, "Raft has stopped; the access list stays as it is");
+                return;
+            },
+            () = &mut barrier, if !caught_up => caught_up = true,
+        }
+    }
+}
+
+/// Keeps this node's record right, finds members that its replica does not know while it hears from no leader, and
+/// notices when it is removed or cannot go on.
+async fn keep_membership(me: Me, membership: Membership, data: Arc<DataDir>, end: watch::Sender<Option<Ended>>) {
+    let id = me.record.id;
+    let mut was_member = false;
+    let mut registry = None;
+    loop {
+        let view = me.raft.view();
+        if let Some(reason) = view.stopped {
+            end.send_replace(Some(Ended::Failed(format!("consensus has stopped: {reason}"))));
+            return;
+        }
+        let known = me.raft.read(|state| state.nodes.get(&id).cloned());
+        match known {
+            Some(known) => {
+                was_member = true;
+                let current = NodeRecord { joined_at: known.joined_at, ..me.current() };
+                if current != known && view.leader.is_some() {
+                    let by = Actor::Node(id);
+                    let command = Command { request: None, at: clock::now(), by, change: Change::UpdateNode(current) };
+                    match me.raft.propose(&command).await {
+                        Ok(Ok(_)) => tracing::info!("told the cluster what is new about this node"),
+                        Ok(Err(rejection)) => tracing::warn!(%rejection, "the cluster does not take this node's record"),
+                        Err(error) => tracing::debug!(%error, "this node's record is told again"),
+                    }
+                }
+                let fresh = me.registry();
+                if registry.as_ref() != Some(&fresh) {
+                    match fresh.write(data.path()) {
+                        Ok(()) => registry = Some(fresh),
+                        Err(error) => tracing::warn!(error = format!("{error:#}"), "the registry file is out of date"),
+                    }
+                }
+            }
+            None if was_member => {
+                farewell(&me, &membership, &data).await;
+                end.send_replace(Some(Ended::Removed(id)));
+                return;
+            }
+            None => {}
+        }
+        if view.leader.is_none() || view.leader == Some(id) && view.silent_ms.values().all(Option::is_none) {
+            match enter::hello(&me.transport, &me.current(), me.cluster, &me.others()).await {
+                Err(JoinRefusal::Rejected(Rejection::NodeRemoved)) => {
+                    farewell(&me, &membership, &data).await;
+                    end.send_replace(Some(Ended::Removed(id)));
+                    return;
+                }
+                Err(refusal) => tracing::warn!(%refusal, "the cluster does not know this node any more"),
+                Ok(()) => {}
+            }
+        }
+        let mut applied = me.raft.watch();
+        let _ = tokio::time::timeout(UPKEEP_EVERY, applied.changed()).await;
+    }
+}
+
+/// A removed node goes on until the others have taken it out of the group, so that its vote is not missed.
+async fn farewell(me: &Me, membership: &Membership, data: &DataDir) {
+    tracing::warn!("the cluster has removed this node");
+    if let Err(error) = data.set_membership(&Membership { removed: true, ..membership.clone() }) {
+        tracing::warn!(error = format!("{error:#}"), "the removal could not be noted in the data directory");
+    }
+    let taken_out = async {
+        loop {
+            let view = me.raft.view();
+            if !view.voters.contains(&view.node) || view.leader.is_none() {
+                return;
+            }
+            me.raft.group_changed().await;
+        }
+    };
+    let _ = tokio::time::timeout(FAREWELL, taken_out).await;
+}

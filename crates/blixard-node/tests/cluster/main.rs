@@ -1,0 +1,5 @@
+//! Clusters of real nodes in one process: real iroh connections on loopback, real files, and the fake driver.
+#![allow(clippy::unwrap_used)]
+
+mod bench;
+mod formation;

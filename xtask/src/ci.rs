@@ -1,0 +1,82 @@
+//! `cargo xtask ci`: the one gate that every change passes, on a fresh machine as on a developer's.
+//!
+//! Steps run one after the other and the first that fails ends it. None is ever skipped: what a step needs is installed
+//! first, or the step fails.
+
+use crate::{guest, process, setup, tidy, workspace_root};
+use anyhow::{Context, Result, bail};
+use std::process::Command;
+use std::time::Instant;
+
+/// A step: its name, what it runs, and what to do when it fails.
+struct Step {
+    name: &'static str,
+    run: fn() -> Result<()>,
+    advice: &'static str,
+}
+
+/// The quickest come first, so that a small slip is told within seconds. The tests come after the guest, which they boot.
+const STEPS: &[Step] = &[
+    Step { name: "tools", run: tools, advice: "install what is named above and run this again" },
+    Step { name: "format", run: || cargo(&["fmt", "--all", "--check"]), advice: "run `cargo fmt --all`" },
+    Step {
+        name: "tidy",
+        run: || tidy::run(&workspace_root()),
+        advice: "each finding says what to do; the rules are in xtask/src/tidy",
+    },
+    Step {
+        name: "clippy",
+        run: || cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]),
+        advice: "run `cargo clippy --workspace --all-targets` and mend what it says",
+    },
+    Step {
+        name: "guest",
+        run: || guest::run(false, true),
+        advice: "run `cargo xtask guest --refresh --check`; it shows the guest's console",
+    },
+    Step {
+        name: "tests",
+        run: || cargo(&["test", "--workspace", "--locked"]),
+        advice: "run the failed test alone: `cargo test -p <crate> <name> -- --nocapture`",
+    },
+];
+
+/// Runs all steps; an error names the one that failed.
+pub fn run() -> Result<()> {
+    let started = Instant::now();
+    let mut times = Vec::new();
+    for (number, step) in (1..).zip(STEPS) {
+        println!("ci: [{number}/{}] {}", STEPS.len(), step.name);
+        let step_started = Instant::now();
+        if let Err(error) = (step.run)() {
+            bail!("step {} failed after {}: {error:#}\nci: {}", step.name, shown(step_started), step.advice);
+        }
+        times.push(format!("{} {}", step.name, shown(step_started)));
+        println!("ci: {} passed in {}", step.name, shown(step_started));
+    }
+    println!("ci: all passed in {} ({})", shown(started), times.join(", "));
+    Ok(())
+}
+
+fn shown(since: Instant) -> String {
+    let seconds = since.elapsed().as_secs();
+    format!("{} m {:02} s", seconds / 60, seconds % 60)
+}
+
+fn tools() -> Result<()> {
+    setup::install_missing(setup::EVERYTHING)?;
+    for (program, component) in [("fmt", "rustfmt"), ("clippy", "clippy")] {
+        if process::output(Command::new("cargo").args([program, "--version"])).is_ok() {
+            continue;
+        }
+        let mut command = Command::new("rustup");
+        command.args(["component", "add", component]);
+        println!("running: {}", process::shown(&command));
+        process::check(&mut command).with_context(|| format!("install {component}, which `cargo {program}` needs"))?;
+    }
+    Ok(())
+}
+
+fn cargo(arguments: &[&str]) -> Result<()> {
+    process::check(Command::new("cargo").args(arguments).current_dir(workspace_root()))
+}

@@ -1,0 +1,120 @@
+//! Installs the tools that the other tasks call, from the distribution's packages.
+//!
+//! The C compiler is not among them: without one, cargo could not have built this program (`.ci/run` installs it).
+//! A tool that is already there is left alone, whatever package it came from. Nothing is installed without the
+//! command being printed first.
+
+use crate::distribution::{self, Distribution};
+use crate::process;
+use anyhow::{Context, Result};
+
+/// A program that some task runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tool {
+    /// `qemu-system-x86_64`: runs the guests.
+    Qemu,
+    /// `qemu-img`: makes and inspects disk images.
+    QemuImg,
+    /// `gzip`: packs the initramfs.
+    Gzip,
+    /// `zstd`: opens kernel modules that a distribution has packed with it.
+    Zstd,
+    /// `cpio`: opens rpm packages.
+    Cpio,
+    /// `ip`: makes network namespaces for tests.
+    Ip,
+    /// `nft`: makes the NAT of network tests.
+    Nft,
+}
+
+/// What `guest` needs.
+pub const GUEST: &[Tool] = &[Tool::QemuImg, Tool::Gzip, Tool::Zstd, Tool::Cpio];
+/// What booting a guest needs.
+pub const BOOT: &[Tool] = &[Tool::Qemu, Tool::QemuImg];
+/// Everything that any task needs.
+pub const EVERYTHING: &[Tool] = &[Tool::Qemu, Tool::QemuImg, Tool::Gzip, Tool::Zstd, Tool::Cpio, Tool::Ip, Tool::Nft];
+
+impl Tool {
+    /// The program's name on the PATH.
+    fn program(self) -> &'static str {
+        match self {
+            Self::Qemu => "qemu-system-x86_64",
+            Self::QemuImg => "qemu-img",
+            Self::Gzip => "gzip",
+            Self::Zstd => "zstd",
+            Self::Cpio => "cpio",
+            Self::Ip => "ip",
+            Self::Nft => "nft",
+        }
+    }
+
+    /// The package that brings the program; none where this distribution's way of working does not call it.
+    fn package(self, distribution: Distribution) -> Option<&'static str> {
+        use Distribution::{Alpine, Arch, Debian, Fedora, Ubuntu};
+        Some(match (self, distribution) {
+            (Self::Qemu, Debian | Ubuntu) => "qemu-system-x86",
+            (Self::Qemu, Fedora) => "qemu-system-x86-core",
+            (Self::Qemu, Arch) => "qemu-system-x86",
+            (Self::Qemu, Alpine) => "qemu-system-x86_64",
+            (Self::QemuImg, Debian | Ubuntu) => "qemu-utils",
+            (Self::QemuImg, Fedora | Arch | Alpine) => "qemu-img",
+            (Self::Gzip, _) => "gzip",
+            (Self::Zstd, Ubuntu | Arch) => "zstd",
+            (Self::Zstd, Debian | Fedora | Alpine) => return None,
+            (Self::Cpio, Fedora) => "cpio",
+            (Self::Cpio, _) => return None,
+            (Self::Ip, Fedora) => "iproute",
+            (Self::Ip, _) => "iproute2",
+            (Self::Nft, _) => "nftables",
+        })
+    }
+}
+
+/// Installs those of the tools that are not on this machine. Does nothing, and asks nothing of the distribution, when
+/// all are there.
+pub fn install_missing(tools: &[Tool]) -> Result<()> {
+    let absent: Vec<Tool> = tools.iter().copied().filter(|tool| process::find(tool.program()).is_none()).collect();
+    if absent.is_empty() {
+        return Ok(());
+    }
+    let distribution = Distribution::of_this_machine().with_context(|| {
+        let programs: Vec<&str> = absent.iter().map(|tool| tool.program()).collect();
+        format!("install {} by hand and run this again", programs.join(", "))
+    })?;
+    let packages: Vec<&str> = absent.iter().filter_map(|tool| tool.package(distribution)).collect();
+    if packages.is_empty() {
+        return Ok(());
+    }
+    println!("setup: missing {}", packages.join(", "));
+    install(distribution, &packages)
+}
+
+/// Installs packages, with fresh package lists only when the ones at hand do not suffice: an update takes long, and on
+/// most machines it is not needed.
+fn install(distribution: Distribution, packages: &[&str]) -> Result<()> {
+    let command = distribution.install_command(packages);
+    if !distribution::can_be_root()? {
+        return distribution::as_root(&command);
+    }
+    let Err(error) = distribution::as_root(&command) else { return Ok(()) };
+    let Some(update) = distribution.update_command() else { return Err(error) };
+    println!("setup: {error:#}; trying again with fresh package lists");
+    distribution::as_root(&update)?;
+    distribution::as_root(&command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_tool_that_all_distributions_need_has_a_package_on_each() {
+        use Distribution::{Alpine, Arch, Debian, Fedora, Ubuntu};
+        for distribution in [Debian, Ubuntu, Fedora, Arch, Alpine] {
+            for &tool in EVERYTHING {
+                let is_optional = matches!(tool, Tool::Zstd | Tool::Cpio);
+                assert!(is_optional || tool.package(distribution).is_some(), "{tool:?} on {distribution:?}");
+            }
+        }
+    }
+}
