@@ -161,3 +161,72 @@ fn kernel_arguments(cmdline: &str, host: Host) -> String {
     arguments.extend(for_init);
     arguments.join(" ")
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::path::Path;
+
+    use super::*;
+    use crate::spec::tests::sample;
+    use crate::spec::{DiskFormat, PortForward, Seed};
+
+    const TCG: Host = Host { accelerator: Accelerator::Tcg, tsc_khz: Some(2_596_134) };
+    const KVM: Host = Host { accelerator: Accelerator::Kvm, tsc_khz: Some(2_596_134) };
+
+    /// Compares with the text in `testdata/`, an argument and its value to a line. With `BLIXARD_UPDATE_TESTDATA` set
+    /// the text is written instead.
+    fn check(name: &str, spec: &LaunchSpec, host: Host) {
+        spec.validate().unwrap();
+        let mut text = String::new();
+        for argument in argv(spec, host) {
+            let begins = argument.starts_with('-') && !text.is_empty();
+            text += if begins {
+                "\n"
+            } else if text.is_empty() {
+                ""
+            } else {
+                " "
+            };
+            text += &argument;
+        }
+        text += "\n";
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/qemu/testdata").join(name);
+        if std::env::var_os("BLIXARD_UPDATE_TESTDATA").is_some() {
+            std::fs::write(&path, &text).unwrap();
+        }
+        assert_eq!(text, std::fs::read_to_string(&path).unwrap(), "{name}: set BLIXARD_UPDATE_TESTDATA to accept");
+    }
+
+    fn everything(mut spec: LaunchSpec) -> LaunchSpec {
+        spec.name = "web, the first".into();
+        spec.disk_bytes = Some(10 << 30);
+        spec.seed = Some(Seed { hostname: "web".into(), user_data: None, ssh_keys: vec![], instance_id: "i-1".into() });
+        let port =
+            PortForward { host_addr: [127, 0, 0, 1].into(), host_port: 8080, guest_port: 80, protocol: Protocol::Tcp };
+        spec.publish = vec![port, PortForward { host_port: 5353, guest_port: 53, protocol: Protocol::Udp, ..port }];
+        spec
+    }
+
+    #[test]
+    fn command_lines_are_as_written_down() {
+        let kernel = sample();
+        check("kernel-tcg.txt", &kernel, TCG);
+        check("kernel-kvm.txt", &kernel, KVM);
+        check("kernel-everything-tcg.txt", &everything(kernel), TCG);
+        let base = BaseDisk { path: "/images/a, b.qcow2".into(), format: DiskFormat::Qcow2 };
+        let disk = LaunchSpec { boot: Boot::Disk(base), ..sample() };
+        check("disk-tcg.txt", &disk, TCG);
+        check("disk-everything-kvm.txt", &everything(disk), KVM);
+    }
+
+    #[test]
+    fn kernel_arguments_of_the_user_come_first_and_win() {
+        assert_eq!(kernel_arguments("", KVM), "console=ttyS0 panic=-1 reboot=t");
+        assert_eq!(kernel_arguments("console=ttyS0 panic=0", KVM), "console=ttyS0 panic=0 reboot=t");
+        assert_eq!(kernel_arguments("reboot=k -- panic=5", KVM), "reboot=k console=ttyS0 panic=-1 -- panic=5");
+        let ours = "console=ttyS0 panic=-1 reboot=t tsc_early_khz=2596134 tsc=reliable";
+        assert_eq!(kernel_arguments(" quiet  ", TCG), format!("quiet {ours}"));
+        assert_eq!(kernel_arguments("", Host { tsc_khz: None, ..TCG }), "console=ttyS0 panic=-1 reboot=t");
+    }
+}

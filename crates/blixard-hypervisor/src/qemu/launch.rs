@@ -14,7 +14,8 @@ use crate::folder::{ExitRecord, Folder, now_ms};
 use crate::guard::{LAUNCH_TIMEOUT, Report};
 use crate::identity::ProcessIdentity;
 use crate::observe::observe;
-use crate::observed::{ExitReason, VmState};
+use crate::observed::ExitReason;
+use crate::order::{Standing, standing};
 use crate::process;
 use crate::spec::LaunchSpec;
 
@@ -50,23 +51,18 @@ impl QemuDriver {
 
     fn is_running_already(&self, folder: &Folder, spec: &LaunchSpec) -> Result<bool, LaunchError> {
         let deadline = Instant::now() + LAUNCH_TIMEOUT;
-        loop {
-            let Some(seen) = observe(folder, &spec.vm, true).map(|seen| seen.vm) else { return Ok(false) };
-            let (epoch, run) = (seen.epoch, seen.run);
-            let is_same = (epoch, run) == (spec.epoch, spec.run);
-            match seen.state {
-                VmState::Damaged { detail } => {
-                    let detail = format!("a record of the vm is damaged ({detail}); delete the vm and create it anew");
-                    return Err(LaunchError::Unsuitable { detail });
-                }
-                _ if (epoch, run) > (spec.epoch, spec.run) => return Err(LaunchError::Stale { epoch, run }),
-                VmState::Running(_) if is_same => return Ok(true),
+        while let Some(seen) = observe(folder, &spec.vm, true).map(|seen| seen.vm) {
+            match standing(&seen, spec)? {
+                Standing::RunsAlready => return Ok(true),
+                Standing::MayStart => return Ok(false),
                 // A process before this one began it, and its guard is about to know how it went.
-                VmState::Starting if is_same && Instant::now() < deadline => std::thread::sleep(ADOPT_POLL),
-                VmState::Running(_) | VmState::Starting => return Err(LaunchError::AnotherRun { epoch, run }),
-                VmState::Exited { .. } => return Ok(false),
+                Standing::Starting if Instant::now() < deadline => std::thread::sleep(ADOPT_POLL),
+                Standing::Starting => {
+                    return Err(LaunchError::AnotherRun { epoch: seen.epoch, run: seen.run });
+                }
             }
         }
+        Ok(false)
     }
 
     fn start_guard(&self, folder: &Folder) -> Result<(), LaunchError> {

@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 
@@ -28,6 +28,8 @@ use crate::spec::LaunchSpec;
 
 /// Time for a guard to write down the end after a kill order; the rest is killed by force.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often the lock of a guard without a readable record is tried.
+const LOCK_POLL: Duration = Duration::from_millis(10);
 /// File in the root folder that keeps what was found out about the host.
 const PROBE_CACHE: &str = "host.json";
 
@@ -156,9 +158,28 @@ impl QemuDriver {
     fn kill_held(&self, vm: &str) -> Result<(), StopError> {
         let unknown = || StopError::Unknown { vm: vm.to_owned() };
         let folder = self.folder(vm).ok_or_else(unknown)?;
-        let Some(record) = observe(&folder, vm, true).ok_or_else(unknown)?.guard else { return Ok(()) };
-        self.end(&folder, &record).map_err(|source| StopError::Guard { doing: format!("kill vm {vm}"), source })
+        let ended = match observe(&folder, vm, true).ok_or_else(unknown)?.guard {
+            Some(record) => self.end(&folder, &record),
+            None => end_unrecorded(&folder),
+        };
+        ended.map_err(|source| StopError::Guard { doing: format!("kill vm {vm}"), source })
     }
+}
+
+/// Ends a guard whose record cannot be read: that one runs is known by its lock, and that it has ended, too.
+fn end_unrecorded(folder: &Folder) -> io::Result<()> {
+    if folder.lock()?.is_some() {
+        return Ok(());
+    }
+    guard::order_kill(folder)?;
+    let deadline = Instant::now() + KILL_TIMEOUT;
+    while folder.lock()?.is_none() {
+        if Instant::now() >= deadline {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the guard does not end"));
+        }
+        std::thread::sleep(LOCK_POLL);
+    }
+    Ok(())
 }
 
 impl Driver for QemuDriver {

@@ -5,15 +5,18 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use blixard_hypervisor::{
-    AcceleratorChoice, Boot, Driver, LaunchSpec, LogPosition, ObservedVm, QemuDriver, QemuOptions, VmState,
+    AcceleratorChoice, BaseDisk, Boot, DiskFormat, Driver, FakeDriver, FakeScript, LaunchSpec, LogPosition, ObservedVm,
+    QemuDriver, QemuOptions, VmState,
 };
 
 /// First argument with which this program is a guard.
 pub(crate) const GUARD_ARGUMENT: &str = "guard";
+/// First argument with which this program launches a vm and waits to be killed.
+pub(crate) const LAUNCH_ARGUMENT: &str = "launch";
 /// What the test guest prints when its shell is there.
 pub(crate) const READY: &str = "blixard-guest: ready";
 /// The longest that anything here may take on a host that is busy with other things.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the contract needs of a driver under test.
 pub(crate) trait Bench {
@@ -25,8 +28,6 @@ pub(crate) trait Bench {
     fn stubborn(&self) -> LaunchSpec;
     /// A vm that cannot start, and a word of the reason.
     fn hopeless(&self) -> (LaunchSpec, &'static str);
-    /// Has the guest of a vm shut itself down.
-    fn shut_down_inside(&self, driver: &dyn Driver, vm: &str);
     fn root(&self) -> &Path;
 }
 
@@ -45,9 +46,16 @@ impl QemuBench {
     }
 
     pub(crate) fn driver(&self) -> QemuDriver {
+        Self::driver_on(&self.root, AcceleratorChoice::Tcg)
+    }
+
+    pub(crate) fn driver_with(&self, accelerator: AcceleratorChoice) -> QemuDriver {
+        Self::driver_on(&self.root, accelerator)
+    }
+
+    pub(crate) fn driver_on(root: &Path, accelerator: AcceleratorChoice) -> QemuDriver {
         let guard: Vec<OsString> = vec![std::env::current_exe().unwrap().into(), GUARD_ARGUMENT.into()];
-        let options = QemuOptions { accelerator: AcceleratorChoice::Tcg, ..QemuOptions::default() };
-        QemuDriver::new(&self.root, guard, options).unwrap()
+        QemuDriver::new(root, guard, QemuOptions { accelerator, ..QemuOptions::default() }).unwrap()
     }
 
     pub(crate) fn scratch(&self) -> &Path {
@@ -88,14 +96,54 @@ impl Bench for QemuBench {
         (spec(3, boot), "kernel")
     }
 
-    fn shut_down_inside(&self, driver: &dyn Driver, vm: &str) {
-        use std::io::Write;
-        driver.console(vm).unwrap().write_all(b"\npoweroff -f\n").unwrap();
-    }
-
     fn root(&self) -> &Path {
         &self.root
     }
+}
+
+/// The fake driver.
+pub(crate) struct FakeBench {
+    root: tempfile::TempDir,
+}
+
+impl FakeBench {
+    pub(crate) fn new() -> FakeBench {
+        let bench = FakeBench { root: tempfile::tempdir().unwrap() };
+        let (stubborn, (hopeless, word)) = (bench.stubborn(), bench.hopeless());
+        let script = FakeScript {
+            launch_failures: [(hopeless.name, format!("the script has no {word} for it"))].into(),
+            // One by name and one by id, since a script may have either.
+            ignore_stop: [stubborn.vm].into(),
+        };
+        FakeDriver::new(bench.root.path()).unwrap().set_script(&script).unwrap();
+        bench
+    }
+}
+
+impl Bench for FakeBench {
+    fn open(&self) -> Box<dyn Driver> {
+        Box::new(FakeDriver::new(self.root.path()).unwrap())
+    }
+
+    fn obedient(&self) -> LaunchSpec {
+        spec(1, no_boot())
+    }
+
+    fn stubborn(&self) -> LaunchSpec {
+        spec(2, no_boot())
+    }
+
+    fn hopeless(&self) -> (LaunchSpec, &'static str) {
+        (spec(3, no_boot()), "kernel")
+    }
+
+    fn root(&self) -> &Path {
+        self.root.path()
+    }
+}
+
+fn no_boot() -> Boot {
+    Boot::Disk(BaseDisk { path: "/nowhere".into(), format: DiskFormat::Raw })
 }
 
 impl Drop for QemuBench {
@@ -132,7 +180,7 @@ pub(crate) fn spec(number: u64, boot: Boot) -> LaunchSpec {
 pub(crate) fn guest_dir() -> PathBuf {
     let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest");
     let dir = std::env::var_os("BLIXARD_GUEST_DIR").map_or_else(default, PathBuf::from);
-    for file in ["vmlinuz", "initrd.gz"] {
+    for file in ["vmlinuz", "initrd.gz", "disk.qcow2"] {
         assert!(dir.join(file).is_file(), "there is no {}: run `cargo xtask guest` first", dir.join(file).display());
     }
     dir.canonicalize().unwrap()

@@ -20,6 +20,9 @@ fn main() -> ExitCode {
     if arguments.first().is_some_and(|first| first == bench::GUARD_ARGUMENT) {
         return blixard_hypervisor::guard::run(arguments.into_iter().skip(1));
     }
+    if arguments.first().is_some_and(|first| first == bench::LAUNCH_ARGUMENT) {
+        qemu::launch_and_wait(std::path::Path::new(&arguments[1]));
+    }
     let words: Vec<String> = arguments
         .into_iter()
         .filter_map(|argument| argument.into_string().ok())

@@ -1,7 +1,342 @@
-//! What holds for QEMU besides the contract.
+//! What holds for QEMU besides the contract: processes, ports, disks, seeds.
+
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+use blixard_hypervisor::{
+    Accelerator, AcceleratorChoice, BaseDisk, Boot, DiskFormat, Driver, ExitReason, LaunchError, LaunchSpec,
+    PortForward, Protocol, Seed, VmState, inspect_disk,
+};
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::Pid;
 
 use crate::Case;
+use crate::bench::{
+    Bench, GUARD_ARGUMENT, LAUNCH_ARGUMENT, QemuBench, READY, await_exit, await_log, eventually, guest_dir, log_text,
+    spec, state,
+};
+
+type Check = fn(&QemuBench);
+
+const CHECKS: &[(&str, Check)] = &[
+    ("the_hypervisor_is_confined", the_hypervisor_is_confined),
+    ("a_vm_outlives_the_group_that_launched_it", a_vm_outlives_the_group_that_launched_it),
+    ("a_guard_that_dies_takes_the_guest_along", a_guard_that_dies_takes_the_guest_along),
+    ("a_hypervisor_that_dies_is_noticed", a_hypervisor_that_dies_is_noticed),
+    ("a_polite_signal_to_the_guard_stops_the_guest", a_polite_signal_to_the_guard_stops_the_guest),
+    ("a_reboot_ends_the_run", a_reboot_ends_the_run),
+    ("a_restart_of_the_host_is_told_apart", a_restart_of_the_host_is_told_apart),
+    ("a_published_port_leads_into_the_guest", a_published_port_leads_into_the_guest),
+    ("a_port_in_use_fails_the_launch", a_port_in_use_fails_the_launch),
+    ("a_disk_keeps_what_was_written", a_disk_keeps_what_was_written),
+    ("the_best_accelerator_is_found", the_best_accelerator_is_found),
+    ("a_disk_image_boots_by_itself", a_disk_image_boots_by_itself),
+    ("a_damaged_record_of_a_guard_does_not_save_it", a_damaged_record_of_a_guard_does_not_save_it),
+    ("what_does_not_fit_this_host_is_refused", what_does_not_fit_this_host_is_refused),
+];
 
 pub(crate) fn cases() -> Vec<Case> {
-    vec![]
+    let case = |&(name, check): &(&str, Check)| -> Case {
+        (format!("qemu::{name}"), Box::new(move || check(&QemuBench::new())))
+    };
+    CHECKS.iter().map(case).collect()
+}
+
+/// A vm's processes, from its guard's record.
+struct Processes {
+    guard: Pid,
+    hypervisor: Pid,
+}
+
+fn processes(bench: &QemuBench, vm: &str) -> Processes {
+    let record = std::fs::read(bench.root().join(vm).join("guard.json")).unwrap();
+    let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+    let pid = |key: &str| Pid::from_raw(record[key]["pid"].as_i64().unwrap() as i32);
+    Processes { guard: pid("guard"), hypervisor: pid("hypervisor") }
+}
+
+/// Waits until a process has ended, reaped or not.
+fn await_gone(pid: Pid) {
+    eventually(&format!("the end of process {pid}"), || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok();
+        stat.is_none_or(|stat| stat.contains(") Z ")).then_some(())
+    });
+}
+
+fn status_field(pid: Pid, field: &str) -> String {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+    line.trim_start_matches(':').trim().to_owned()
+}
+
+/// Types a line and waits for a text that the guest then prints.
+fn type_line(driver: &dyn Driver, vm: &str, line: &str, answer: &str) {
+    driver.console(vm).unwrap().write_all(format!("{line}\n").as_bytes()).unwrap();
+    await_log(driver, vm, answer);
+}
+
+fn the_hypervisor_is_confined(bench: &QemuBench) {
+    let driver = bench.driver();
+    let spec = bench.obedient();
+    driver.launch(&spec).unwrap();
+    let processes = processes(bench, &spec.vm);
+    // 2 is filter mode.
+    assert_eq!(status_field(processes.hypervisor, "Seccomp"), "2");
+    assert_eq!(status_field(processes.hypervisor, "NoNewPrivs"), "1");
+    let environment = std::fs::read(format!("/proc/{}/environ", processes.hypervisor)).unwrap();
+    assert!(!String::from_utf8_lossy(&environment).contains("CARGO"), "the environment was handed on");
+    let resident = status_field(processes.guard, "VmRSS");
+    let resident_kib: u64 = resident.strip_suffix(" kB").unwrap().parse().unwrap();
+    assert!(resident_kib < 16 * 1024, "a guard needs {resident}");
+    // The hypervisor holds neither the lock of the vm nor any socket but its own two.
+    let files = std::fs::read_dir(format!("/proc/{}/fd", processes.hypervisor)).unwrap();
+    let targets: Vec<_> = files.filter_map(|file| std::fs::read_link(file.unwrap().path()).ok()).collect();
+    assert!(!targets.iter().any(|target| target.ends_with("lock")), "{targets:?}");
+    let VmState::Running(running) = state(&driver, &spec.vm) else { panic!("it does not run") };
+    assert!(!running.confinement.limits.is_empty());
+}
+
+/// Body of this program started with [`LAUNCH_ARGUMENT`]: launches and waits to be killed.
+pub(crate) fn launch_and_wait(root: &std::path::Path) {
+    let driver = QemuBench::driver_on(root, AcceleratorChoice::Tcg);
+    let mut spec = String::new();
+    std::io::stdin().read_line(&mut spec).unwrap();
+    let spec: LaunchSpec = serde_json::from_str(&spec).unwrap();
+    driver.launch(&spec).unwrap();
+    println!("launched");
+    loop {
+        std::thread::park();
+    }
+}
+
+fn a_vm_outlives_the_group_that_launched_it(bench: &QemuBench) {
+    let spec = bench.obedient();
+    let mut launcher = Command::new(std::env::current_exe().unwrap())
+        .arg(LAUNCH_ARGUMENT)
+        .arg(bench.root())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .unwrap();
+    let line = format!("{}\n", serde_json::to_string(&spec).unwrap());
+    launcher.stdin.take().unwrap().write_all(line.as_bytes()).unwrap();
+    let mut said = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(launcher.stdout.take().unwrap()), &mut said).unwrap();
+    assert_eq!(said, "launched\n");
+    killpg(Pid::from_raw(launcher.id() as i32), Signal::SIGKILL).unwrap();
+    launcher.wait().unwrap();
+    let driver = bench.driver();
+    assert!(matches!(state(&driver, &spec.vm), VmState::Running(_)));
+    await_log(&driver, &spec.vm, READY);
+    driver.stop(&spec.vm, crate::bench::PATIENCE).unwrap();
+    assert_eq!(await_exit(&driver, &spec.vm), ExitReason::Stopped);
+}
+
+fn a_guard_that_dies_takes_the_guest_along(bench: &QemuBench) {
+    let driver = bench.driver();
+    let mut spec = bench.stubborn();
+    driver.launch(&spec).unwrap();
+    assert!(matches!(state(&driver, &spec.vm), VmState::Running(_)));
+    let processes = processes(bench, &spec.vm);
+    kill(processes.guard, Signal::SIGKILL).unwrap();
+    assert!(driver.wait_change(crate::bench::PATIENCE));
+    assert_eq!(await_exit(&driver, &spec.vm), ExitReason::GuardDied);
+    await_gone(processes.hypervisor);
+    spec.run = 2;
+    driver.launch(&spec).unwrap();
+    assert!(matches!(state(&driver, &spec.vm), VmState::Running(_)));
+}
+
+fn a_hypervisor_that_dies_is_noticed(bench: &QemuBench) {
+    let driver = bench.driver();
+    let spec = bench.stubborn();
+    driver.launch(&spec).unwrap();
+    kill(processes(bench, &spec.vm).hypervisor, Signal::SIGKILL).unwrap();
+    assert_eq!(await_exit(&driver, &spec.vm), ExitReason::Signal { signal: 9 });
+}
+
+fn a_polite_signal_to_the_guard_stops_the_guest(bench: &QemuBench) {
+    let driver = bench.driver();
+    let spec = bench.obedient();
+    driver.launch(&spec).unwrap();
+    await_log(&driver, &spec.vm, READY);
+    kill(processes(bench, &spec.vm).guard, Signal::SIGTERM).unwrap();
+    assert_eq!(await_exit(&driver, &spec.vm), ExitReason::Stopped);
+}
+
+fn a_reboot_ends_the_run(bench: &QemuBench) {
+    let driver = bench.driver();
+    let spec = bench.obedient();
+    driver.launch(&spec).unwrap();
+    await_log(&driver, &spec.vm, READY);
+    driver.console(&spec.vm).unwrap().write_all(b"\nreboot -f\n").unwrap();
+    assert_eq!(await_exit(&driver, &spec.vm), ExitReason::GuestRebooted);
+}
+
+fn a_restart_of_the_host_is_told_apart(bench: &QemuBench) {
+    let driver = bench.driver();
+    let spec = bench.stubborn();
+    driver.launch(&spec).unwrap();
+    let processes = processes(bench, &spec.vm);
+    kill(processes.guard, Signal::SIGKILL).unwrap();
+    await_gone(processes.guard);
+    await_gone(processes.hypervisor);
+    let record = bench.root().join(&spec.vm).join("guard.json");
+    let text = std::fs::read_to_string(&record).unwrap();
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let changed = text.replace(boot_id.trim(), "another boot");
+    assert_ne!(text, changed);
+    std::fs::write(&record, changed).unwrap();
+    assert_eq!(await_exit(&driver, &spec.vm), ExitReason::HostRestarted);
+}
+
+fn tcp(host_port: u16) -> PortForward {
+    PortForward { host_addr: [127, 0, 0, 1].into(), host_port, guest_port: 80, protocol: Protocol::Tcp }
+}
+
+fn a_published_port_leads_into_the_guest(bench: &QemuBench) {
+    let driver = bench.driver();
+    let mut spec = bench.obedient();
+    // Free when looked at; nothing else on this host asks for ports of that kind in between.
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    spec.publish = vec![tcp(port)];
+    driver.launch(&spec).unwrap();
+    await_log(&driver, &spec.vm, READY);
+    eventually("an answer of the guest's web server", || {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+        stream.set_read_timeout(Some(std::time::Duration::from_secs(5))).ok()?;
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
+        let mut answer = [0; 64];
+        let got = std::io::Read::read(&mut stream, &mut answer).ok()?;
+        (got > 0).then_some(())
+    });
+}
+
+fn a_port_in_use_fails_the_launch(bench: &QemuBench) {
+    let driver = bench.driver();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let mut spec = bench.obedient();
+    spec.publish = vec![tcp(port)];
+    let error = driver.launch(&spec).unwrap_err();
+    let LaunchError::Hypervisor { detail } = &error else { panic!("{error:?}") };
+    assert!(detail.contains(&format!("port tcp:127.0.0.1:{port}")), "{detail}");
+    let left = processes(bench, &spec.vm);
+    await_gone(left.hypervisor);
+    await_gone(left.guard);
+    drop(taken);
+    driver.launch(&spec).unwrap();
+    assert!(matches!(state(&driver, &spec.vm), VmState::Running(_)));
+}
+
+fn a_disk_keeps_what_was_written(bench: &QemuBench) {
+    let driver = bench.driver();
+    let base = bench.scratch().join("base, image.raw");
+    let mut content = b"from-the-base".to_vec();
+    content.resize(1 << 20, 0);
+    std::fs::write(&base, &content).unwrap();
+    let mut spec = bench.obedient();
+    let Boot::Kernel { root, .. } = &mut spec.boot else { panic!("the guest boots from a kernel") };
+    *root = Some(BaseDisk { path: base.clone(), format: DiskFormat::Raw });
+    spec.disk_bytes = Some(64 << 20);
+    spec.seed = Some(Seed { hostname: "seeded".into(), user_data: None, ssh_keys: vec![], instance_id: "one".into() });
+    driver.launch(&spec).unwrap();
+    await_log(&driver, &spec.vm, READY);
+    let vm = &spec.vm.clone();
+    // The quotes keep what is typed from being taken for what is printed.
+    type_line(&driver, vm, "head -c 13 /dev/vda; echo ':'base", "from-the-base:base");
+    type_line(&driver, vm, "cat /sys/block/vda/size; echo ':'size", "131072\r\n:size");
+    type_line(&driver, vm, "dd if=/dev/vdb bs=1 skip=43 count=6 2>/dev/null; echo ':'label", "CIDATA:label");
+    type_line(&driver, vm, "cat /sys/block/vdb/ro; echo ':'read-only", "1\r\n:read-only");
+    type_line(&driver, vm, "echo from-the-guest | dd of=/dev/vda conv=fsync; echo ':'written", "\n:written");
+    driver.stop(vm, crate::bench::PATIENCE).unwrap();
+    assert_eq!(await_exit(&driver, vm), ExitReason::Stopped);
+    assert_eq!(std::fs::read(&base).unwrap(), content, "the base was written to");
+    spec.run = 2;
+    driver.launch(&spec).unwrap();
+    eventually("the second ready line", || (log_text(&driver, vm).matches(READY).count() == 2).then_some(()));
+    type_line(&driver, vm, "head -c 14 /dev/vda; echo ':'again", "from-the-guest:again");
+    driver.kill(vm).unwrap();
+
+    let mut other = spec.clone();
+    other.run = 3;
+    other.disk_bytes = Some(65 << 20);
+    assert!(driver.launch(&other).unwrap_err().to_string().contains("cannot be changed"));
+    other.disk_bytes = spec.disk_bytes;
+    other.boot = Boot::Disk(BaseDisk { path: bench.scratch().join("another.raw"), format: DiskFormat::Raw });
+    std::fs::write(bench.scratch().join("another.raw"), &content).unwrap();
+    assert!(driver.launch(&other).unwrap_err().to_string().contains("on top of another.raw"));
+}
+
+fn the_best_accelerator_is_found(bench: &QemuBench) {
+    let driver = bench.driver_with(AcceleratorChoice::Auto);
+    let spec = bench.obedient();
+    driver.launch(&spec).unwrap();
+    let VmState::Running(running) = state(&driver, &spec.vm) else { panic!("it does not run") };
+    let expected = if driver.kvm().unwrap().is_ok() { Accelerator::Kvm } else { Accelerator::Tcg };
+    assert_eq!(running.accelerator, expected);
+    await_log(&driver, &spec.vm, READY);
+    let Err(reason) = driver.kvm().unwrap() else { return };
+    assert!(!reason.is_empty());
+    let insisting = bench.driver_with(AcceleratorChoice::Kvm);
+    let other = bench.stubborn();
+    assert!(insisting.launch(&other).unwrap_err().to_string().contains(&reason));
+}
+
+fn a_disk_image_boots_by_itself(bench: &QemuBench) {
+    let driver = bench.driver();
+    let image = guest_dir().join("disk.qcow2");
+    let facts = inspect_disk(&image, "qemu-img".as_ref()).unwrap();
+    assert_eq!(facts.format, DiskFormat::Qcow2);
+    let mut spec = spec(4, Boot::Disk(BaseDisk { path: image, format: facts.format }));
+    spec.memory_mib = 256;
+    spec.disk_bytes = Some(facts.virtual_bytes + (64 << 20));
+    driver.launch(&spec).unwrap();
+    await_log(&driver, &spec.vm, READY);
+    driver.stop(&spec.vm, crate::bench::PATIENCE).unwrap();
+    assert_eq!(await_exit(&driver, &spec.vm), ExitReason::Stopped);
+}
+
+fn a_damaged_record_of_a_guard_does_not_save_it(bench: &QemuBench) {
+    let driver = bench.driver();
+    let spec = bench.stubborn();
+    driver.launch(&spec).unwrap();
+    let processes = processes(bench, &spec.vm);
+    std::fs::write(bench.root().join(&spec.vm).join("guard.json"), "{\"epoch\": 1, \"ru").unwrap();
+    assert!(matches!(state(&driver, &spec.vm), VmState::Damaged { .. }));
+    assert!(matches!(driver.launch(&spec), Err(LaunchError::Unsuitable { .. })));
+    driver.remove(&spec.vm).unwrap();
+    await_gone(processes.guard);
+    await_gone(processes.hypervisor);
+}
+
+fn what_does_not_fit_this_host_is_refused(bench: &QemuBench) {
+    let driver = bench.driver();
+    let refused = |bend: &dyn Fn(&mut LaunchSpec)| {
+        let mut spec = bench.obedient();
+        bend(&mut spec);
+        let error = driver.launch(&spec).unwrap_err();
+        driver.remove(&spec.vm).unwrap();
+        error.to_string()
+    };
+    let v6 = PortForward { host_addr: "::1".parse().unwrap(), ..tcp(8080) };
+    assert!(refused(&|spec| spec.publish = vec![v6]).contains("IPv4"));
+    let image = bench.scratch().join("image.raw");
+    std::fs::write(&image, vec![0; 1 << 20]).unwrap();
+    let boot = || Boot::Disk(BaseDisk { path: image.clone(), format: DiskFormat::Raw });
+    let too_small = refused(&|spec| (spec.boot, spec.disk_bytes) = (boot(), Some(512)));
+    assert!(too_small.contains("smaller than its image"), "{too_small}");
+    let missing = || Boot::Disk(BaseDisk { path: "/no/such/image".into(), format: DiskFormat::Qcow2 });
+    assert!(refused(&|spec| spec.boot = missing()).contains("/no/such/image"));
+    let guard = |arguments: &[&str]| {
+        let exe = std::env::current_exe().unwrap();
+        let output = Command::new(exe).arg(GUARD_ARGUMENT).args(arguments).output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert!(guard(&[]).contains("needs the folder"));
+    assert!(guard(&["/no/such/folder"]).contains("enter the folder"));
 }

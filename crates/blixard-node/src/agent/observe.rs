@@ -6,7 +6,7 @@ use blixard_hypervisor::{ExitReason, ObservedVm, VmState};
 
 use super::Agent;
 use crate::clock;
-use crate::transfers::TransferState;
+use crate::transfers::{Priority, TransferState};
 
 /// A guest that reboots sooner than this after its start, in milliseconds, likely panicked, and the restart policy slows it
 /// down; one that reboots later did so on purpose and is started again at once.
@@ -100,7 +100,7 @@ impl Agent {
             }
             let found = match self.inner.transfers.status(image) {
                 Some(status) => Some(match status.state {
-                    TransferState::Queued | TransferState::Running => LocalImage::Fetching { urgent: status.urgent },
+                    TransferState::Queued | TransferState::Running => LocalImage::Fetching { urgent: status.priority == Priority::VmWaiting },
                     // The queue tries again by itself; what is left to the plan is to say so.
                     TransferState::Failed { .. } => LocalImage::Failed { retry_at: clock::now().plus_ms(1000) },
                 }),

@@ -11,7 +11,7 @@ use std::time::Duration;
 use blixard_core::{BlobHash, EndpointId, Manifest, Part};
 use futures::StreamExt;
 use iroh_blobs::Hash;
-use iroh_blobs::api::blobs::BlobStatus;
+use iroh_blobs::api::blobs::{Bitfield, BlobStatus};
 use iroh_blobs::api::remote::GetProgressItem;
 use iroh_blobs::get::{GetError, StreamPair};
 use tokio::sync::watch;
@@ -122,7 +122,7 @@ impl Images {
         let mut parts = manifest.parts();
         let mut seen = std::collections::BTreeSet::new();
         parts.retain(|part| seen.insert(part.hash));
-        let mut pieces = Vec::new();
+        let mut here = Vec::new();
         let mut here_before = Vec::new();
         for part in &parts {
             if part.bytes == 0 {
@@ -132,15 +132,19 @@ impl Images {
                 here_before.push(part.hash);
                 continue;
             }
-            let present = self.present(part.hash).await?;
-            pieces.extend(Piece::of_blob(part.hash, part.bytes, &present.ranges));
+            here.push((*part, self.present(part.hash).await?));
         }
+        // Before anything is cut into pieces: what fits on this disk is a bounded number of them.
+        let missing = here.iter().map(|(part, present)| part.bytes.saturating_sub(present.total_bytes()));
+        let missing = missing.fold(0, u64::saturating_add);
+        self.check_space(missing).await?;
+        let cut = |(part, present): &(Part, Bitfield)| Piece::of_blob(part.hash, part.bytes, &present.ranges);
+        let pieces: Vec<_> = here.iter().flat_map(cut).collect();
         let bytes_total = parts.iter().fold(0u64, |sum, part| sum.saturating_add(part.bytes));
-        let missing = pieces.iter().fold(0u64, |sum, piece| sum.saturating_add(piece.bytes()));
-        let bytes_done = bytes_total.saturating_sub(missing);
+        let bytes_missing = pieces.iter().map(Piece::bytes).fold(0, u64::saturating_add);
+        let bytes_done = bytes_total.saturating_sub(bytes_missing);
         progress.send_replace(Progress { bytes_done, bytes_total, bytes_received: 0, sources: 0 });
         if !pieces.is_empty() {
-            self.check_space(missing).await?;
             self.fetch_pieces(pieces, sources, progress).await?;
         }
         for part in &parts {
@@ -156,7 +160,11 @@ impl Images {
         let free = free.map_err(|error| FetchError::Storage(format!("look at the free space of {shown}: {error}")))?;
         let free = free.map_err(|error| FetchError::Storage(format!("look at the free space of {shown}: {error}")))?;
         let free_bytes = free.blocks_available().saturating_mul(free.fragment_size());
-        if free_bytes < needed_bytes { Err(FetchError::NoSpace { dir: shown, needed_bytes, free_bytes }) } else { Ok(()) }
+        if free_bytes < needed_bytes {
+            Err(FetchError::NoSpace { dir: shown, needed_bytes, free_bytes })
+        } else {
+            Ok(())
+        }
     }
 
     async fn fetch_pieces(
@@ -217,7 +225,8 @@ impl Images {
             Ok(BlobStatus::Complete { size }) => return Err(wrong(size)),
             Ok(BlobStatus::Partial { size: Some(size) }) if size != part.bytes => return Err(wrong(size)),
             Ok(_) => {
-                let reason = format!("blob {} was received as a whole, and the store did not take it", part.hash.short());
+                let reason =
+                    format!("blob {} was received as a whole, and the store did not take it", part.hash.short());
                 return Err(self.local_failure(reason).await);
             }
             Err(error) => return Err(FetchError::Storage(format!("{error:#}"))),

@@ -58,11 +58,22 @@ impl Images {
     ///
     /// # Errors
     /// When the source is empty or fails, or the disk is full or fails.
-    pub async fn import(&self, bytes: impl Stream<Item = io::Result<Bytes>> + Send) -> Result<ImportedBlob, ImportError> {
+    pub async fn import(
+        &self,
+        bytes: impl Stream<Item = io::Result<Bytes>> + Send,
+    ) -> Result<ImportedBlob, ImportError> {
         let under_way = self.inner.imports.begin();
         let (sender, receiver) = mpsc::channel(WAITING_CHUNKS);
-        let (pumped, added) = tokio::join!(pump(bytes, sender), self.add(receiver));
-        let length = pumped?;
+        let mut added = std::pin::pin!(self.add(receiver));
+        let mut pumped = std::pin::pin!(pump(bytes, sender));
+        // A source that fails ends the import by dropping it: the store knows no other way, and waits for more instead.
+        let added = tokio::select! {
+            pumped = &mut pumped => {
+                pumped?;
+                added.await
+            }
+            added = &mut added => added,
+        };
         let guard = added.map_err(|error| match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 ImportError::NoSpace { dir: self.inner.files.data_path.display().to_string() }
@@ -71,14 +82,15 @@ impl Images {
         })?;
         let hash = BlobHash(*guard.hash().as_bytes());
         self.seal(hash).await?;
+        let bytes = self.complete_bytes(hash).await?.ok_or(BlobError::NotWhole(hash))?;
         under_way.succeeded();
-        Ok(ImportedBlob { hash, bytes: length, _guard: guard })
+        Ok(ImportedBlob { hash, bytes, _guard: guard })
     }
 
-    async fn add(&self, receiver: mpsc::Receiver<io::Result<Bytes>>) -> io::Result<TempTag> {
+    async fn add(&self, receiver: mpsc::Receiver<Bytes>) -> io::Result<TempTag> {
         let chunks = futures::stream::unfold(receiver, |mut receiver| async move {
             let chunk = receiver.recv().await?;
-            Some((chunk, receiver))
+            Some((Ok(chunk), receiver))
         });
         let mut progress = std::pin::pin!(self.inner.store.blobs().add_stream(chunks).await.stream().await);
         while let Some(item) = progress.next().await {
@@ -92,33 +104,24 @@ impl Images {
     }
 }
 
-/// Hands the source's bytes on and counts them. The source's own error is returned; the store only learns that there was
-/// one, so that it does not take the beginning for the whole.
+/// Hands the source's bytes on. Ends early, and well, when the store takes no more: it says why itself.
 async fn pump(
     bytes: impl Stream<Item = io::Result<Bytes>> + Send,
-    sender: mpsc::Sender<io::Result<Bytes>>,
-) -> Result<u64, ImportError> {
+    sender: mpsc::Sender<Bytes>,
+) -> Result<(), ImportError> {
     let mut bytes = std::pin::pin!(bytes);
-    let mut length = 0u64;
-    let failed = loop {
-        match bytes.next().await {
-            // The store takes two chunks before it writes anything, and an empty one helps nobody.
-            Some(Ok(chunk)) if chunk.is_empty() => {}
-            Some(Ok(chunk)) => {
-                length += chunk.len() as u64;
-                if sender.send(Ok(chunk)).await.is_err() {
-                    // The store gave up and says why itself.
-                    return Ok(length);
-                }
-            }
-            Some(Err(error)) => break ImportError::Source(error),
-            None if length == 0 => break ImportError::Empty,
-            None => return Ok(length),
+    let mut is_empty = true;
+    while let Some(chunk) = bytes.next().await {
+        let chunk = chunk.map_err(ImportError::Source)?;
+        if chunk.is_empty() {
+            continue;
         }
-    };
-    // If the store is gone already there is nobody to tell.
-    let _ = sender.send(Err(io::ErrorKind::UnexpectedEof.into())).await;
-    Err(failed)
+        is_empty = false;
+        if sender.send(chunk).await.is_err() {
+            break;
+        }
+    }
+    if is_empty { Err(ImportError::Empty) } else { Ok(()) }
 }
 
 /// The files of imports that are under way. The store leaves the file of a failed one behind; it is removed when no other

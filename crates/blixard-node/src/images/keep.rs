@@ -51,7 +51,8 @@ impl Images {
         while let Some(tag) = names.next().await {
             let tag = tag.context("read a kept image's name")?;
             let name = String::from_utf8_lossy(tag.name.as_ref());
-            let image = name.strip_prefix(PREFIX).and_then(|rest| rest.split('/').next()).and_then(|id| id.parse().ok());
+            let image =
+                name.strip_prefix(PREFIX).and_then(|rest| rest.split('/').next()).and_then(|id| id.parse().ok());
             match image {
                 Some(image) => {
                     images.insert(image);

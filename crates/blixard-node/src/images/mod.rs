@@ -26,7 +26,7 @@ mod keep;
 mod pieces;
 mod seal;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -66,7 +66,9 @@ pub enum BlobError {
     #[error("blob {0} is not on this node as a whole: fetch its image first")]
     NotWhole(BlobHash),
     /// Its file was removed or cut behind the store's back.
-    #[error("the file of blob {hash}, {path}, is missing or of the wrong length: drop the image on this node and fetch it again")]
+    #[error(
+        "the file of blob {hash}, {path}, is missing or of the wrong length: drop the image on this node and fetch it again"
+    )]
     Damaged {
         /// The blob.
         hash: BlobHash,

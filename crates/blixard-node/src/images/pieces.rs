@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use blixard_core::BlobHash;
+use iroh_blobs::Hash;
 use iroh_blobs::api::blobs::Bitfield;
 use iroh_blobs::protocol::{ChunkRanges, ChunkRangesExt, GetRequest};
-use iroh_blobs::Hash;
 
 /// The length of a piece: long enough that its round trip does not count, short enough that a source that dies or turns
 /// slow holds up little. A multiple of the 16 KiB that are verified together.
@@ -19,8 +19,6 @@ pub(super) struct Piece {
     pub(super) blob_bytes: u64,
     /// What is missing.
     pub(super) ranges: ChunkRanges,
-    /// Whether the blob's end is part of the piece.
-    is_last: bool,
 }
 
 impl Piece {
@@ -31,7 +29,7 @@ impl Piece {
         while start < blob_bytes {
             let end = start.saturating_add(PIECE_BYTES).min(blob_bytes);
             let ranges = &ChunkRanges::bytes(start..end) - present;
-            pieces.push(Self { hash, blob_bytes, ranges, is_last: end == blob_bytes });
+            pieces.push(Self { hash, blob_bytes, ranges });
             start = end;
         }
         pieces.retain(|piece| !piece.ranges.is_empty());
@@ -47,7 +45,7 @@ impl Piece {
     /// would otherwise look like one that never gets whole.
     pub(super) fn request(&self) -> GetRequest {
         let mut ranges = self.ranges.clone();
-        if self.is_last {
+        if self.ranges.is_superset(&ChunkRanges::offset(self.blob_bytes.saturating_sub(1))) {
             ranges |= ChunkRanges::last_chunk();
         }
         GetRequest::blob_ranges(Hash::from_bytes(self.hash.0), ranges)
@@ -156,7 +154,11 @@ mod tests {
     fn a_blob_is_cut_into_pieces_that_leave_out_what_is_here() {
         let all = Piece::of_blob(BLOB, BYTES, &ChunkRanges::empty());
         assert_eq!(all.iter().map(Piece::bytes).collect::<Vec<_>>(), [PIECE_BYTES, PIECE_BYTES, 17]);
-        assert_eq!(all.iter().map(|piece| piece.is_last).collect::<Vec<_>>(), [false, false, true]);
+        let proves_length =
+            |piece: &Piece| piece.request() != GetRequest::blob_ranges(piece.request().hash, piece.ranges.clone());
+        assert_eq!(all.iter().map(proves_length).collect::<Vec<_>>(), [false, false, true]);
+        let begin_of_last = all[2].without(&ChunkRanges::bytes(2 * PIECE_BYTES..));
+        assert!(!proves_length(&begin_of_last), "who has no end of the blob is not asked for it");
         let rest = Piece::of_blob(BLOB, BYTES, &ChunkRanges::bytes(0..PIECE_BYTES + (1 << 20)));
         assert_eq!(rest.iter().map(Piece::bytes).collect::<Vec<_>>(), [PIECE_BYTES - (1 << 20), 17]);
         assert!(Piece::of_blob(BLOB, BYTES, &ChunkRanges::all()).is_empty());

@@ -9,7 +9,7 @@ use anyhow::Context;
 use blixard_core::BlobHash;
 use futures::StreamExt;
 use iroh_blobs::Hash;
-use iroh_blobs::api::blobs::{BlobStatus, Bitfield};
+use iroh_blobs::api::blobs::{Bitfield, BlobStatus};
 
 use super::{BlobError, Images};
 
@@ -35,7 +35,8 @@ impl Images {
 
     /// Seals a whole blob: its content is on the disk before its file is marked.
     pub(super) async fn seal(&self, hash: BlobHash) -> Result<(), BlobError> {
-        let storage = |error: &dyn std::fmt::Display| BlobError::Storage(format!("seal blob {}: {error:#}", hash.short()));
+        let storage =
+            |error: &dyn std::fmt::Display| BlobError::Storage(format!("seal blob {}: {error:#}", hash.short()));
         // The database must know the blob as whole first: it opens the files of others for writing.
         self.inner.store.sync_db().await.map_err(|error| storage(&error))?;
         let name = Hash::from_bytes(hash.0);
@@ -46,7 +47,8 @@ impl Images {
 
     /// Reads a whole blob and checks it against its hash.
     pub(super) async fn verify(&self, hash: BlobHash) -> Result<(), BlobError> {
-        let mut content = std::pin::pin!(self.export(hash).await.map_err(|error| BlobError::Storage(error.to_string()))?);
+        let mut content =
+            std::pin::pin!(self.export(hash).await.map_err(|error| BlobError::Storage(error.to_string()))?);
         while let Some(bytes) = content.next().await {
             if let Err(error) = bytes {
                 tracing::error!(blob = %hash, %error, "a blob on this disk is not what was written");

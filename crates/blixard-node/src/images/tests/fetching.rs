@@ -76,9 +76,9 @@ async fn two_parts_make_a_whole() {
     let content = random(2, 64 * MIB);
     let manifest = whole.import_disk(&content).await;
     one.fetch_part(&manifest, &whole, 10 << 20).await;
-    let part_bytes = one.images.local_bytes(&manifest).await.unwrap();
     let reason = only_reason(target.fetch(&manifest, &[&one]).await.unwrap_err());
     assert!(reason.contains("nothing of what is missing"), "{reason}");
+    let part_bytes = one.images.local_bytes(&manifest).await.unwrap();
     assert_eq!(target.images.local_bytes(&manifest).await.unwrap(), part_bytes, "all of the part was worth fetching");
     other.import_disk(&content).await;
     let progress = target.fetch(&manifest, &[&one, &other]).await.unwrap();
@@ -126,7 +126,9 @@ async fn a_manifest_with_the_wrong_length_is_found_out() {
     for claimed in [bytes - 1, bytes + 1, bytes / 2, bytes * 40] {
         let wrong = disk(Part { hash, bytes: claimed });
         match target.fetch(&wrong, &[&source]).await.unwrap_err() {
-            FetchError::WrongSize { expected_bytes, bytes: found, .. } => assert_eq!((expected_bytes, found), (claimed, bytes)),
+            FetchError::WrongSize { expected_bytes, bytes: found, .. } => {
+                assert_eq!((expected_bytes, found), (claimed, bytes))
+            }
             other => panic!("{claimed}: {other:?}"),
         }
         assert!(!target.images.is_complete(&wrong).await.unwrap());
@@ -151,7 +153,10 @@ async fn without_a_source_that_answers_the_reasons_are_told() {
     let [source, target] = members().await;
     let manifest = source.import_disk(b"content").await;
     assert!(matches!(target.fetch(&manifest, &[]).await.unwrap_err(), FetchError::NoSource));
-    assert!(matches!(target.fetch(&manifest, &[&target]).await.unwrap_err(), FetchError::NoSource), "a node is no source of itself");
+    assert!(
+        matches!(target.fetch(&manifest, &[&target]).await.unwrap_err(), FetchError::NoSource),
+        "a node is no source of itself"
+    );
     target.images.keep(manifest.id(), &manifest).await.unwrap();
     let unknown: EndpointId = SecretKey::generate().id();
     let error = target.images.fetch(&manifest, &[unknown], &watch::Sender::default()).await.unwrap_err();

@@ -30,7 +30,7 @@ async fn a_dropped_image_frees_its_files_but_not_what_another_shares() {
     for manifest in [&both, &one] {
         node.images.keep(manifest.id(), manifest).await.unwrap();
     }
-    let (own, shared) = (own.hash, shared.hash);
+    let [own, shared] = [own, shared].map(|guarded| guarded.hash);
     assert_eq!(node.images.kept().await.unwrap(), [both.id(), one.id()].into());
     let path = node.images.path(own).await.unwrap();
 

@@ -1,0 +1,95 @@
+//! The task that works the queue off, and the one that watches over it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use blixard_core::ImageId;
+use futures::FutureExt;
+use tokio::task::JoinSet;
+
+use super::Shared;
+
+/// The pause before a worker that panicked is started again: whatever it met may still be there.
+const RESTART_PAUSE: Duration = Duration::from_secs(1);
+
+/// Works the queue off for ever. A panic of the worker is logged and counted, and the worker started again; transfers that
+/// it ran are queued again.
+pub(super) async fn supervise(shared: Arc<Shared>) {
+    loop {
+        // In a set of its own, so that the worker ends with this task.
+        let mut worker = JoinSet::new();
+        worker.spawn(work(shared.clone()));
+        match worker.join_next().await {
+            Some(Err(error)) if error.is_panic() => {
+                shared.panics.fetch_add(1, Ordering::Relaxed);
+                tracing::error!(%error, "the transfer queue's worker panicked; it is started again");
+            }
+            // The runtime is shutting down.
+            _ => return,
+        }
+        tokio::time::sleep(RESTART_PAUSE).await;
+        shared.queue().requeue_running();
+    }
+}
+
+async fn work(shared: Arc<Shared>) {
+    let mut running = JoinSet::new();
+    loop {
+        start_due(&shared, &mut running);
+        let now = Instant::now();
+        let retry_at = shared.queue().next_retry(now);
+        let retry = async {
+            match retry_at {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = shared.work.notified() => {}
+            () = retry => {}
+            Some(ended) = running.join_next() => {
+                // One that was cancelled ends without a result, and nobody waits for it.
+                if let Ok(ended) = ended {
+                    end(&shared, ended);
+                }
+            }
+        }
+    }
+}
+
+type Ended = (ImageId, u64, Result<(), String>);
+
+fn start_due(shared: &Arc<Shared>, running: &mut JoinSet<Ended>) {
+    loop {
+        let Some((number, order)) = shared.queue().start(Instant::now()) else { return };
+        let image = order.image;
+        tracing::debug!(image = %image.short(), sources = order.sources.len(), "transfer begins");
+        let fetch = std::panic::AssertUnwindSafe((shared.fetch)(order)).catch_unwind();
+        let panics = shared.clone();
+        let task = running.spawn(async move {
+            let result = fetch.await.unwrap_or_else(|_| {
+                panics.panics.fetch_add(1, Ordering::Relaxed);
+                Err("the transfer panicked; the log says where".to_owned())
+            });
+            (image, number, result)
+        });
+        shared.queue().started(image, number, task);
+        shared.changed.send_replace(());
+    }
+}
+
+fn end(shared: &Shared, (image, number, result): Ended) {
+    match &result {
+        Ok(()) => tracing::info!(image = %image.short(), "image is here"),
+        Err(reason) => {
+            shared.failures.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(image = %image.short(), reason, "transfer failed; it will be tried again");
+        }
+    }
+    let mut spread = [0];
+    // Without random bytes the wait is merely not spread.
+    let _ = getrandom::fill(&mut spread);
+    shared.queue().ended(image, number, result, Instant::now(), spread[0]);
+    shared.changed.send_replace(());
+}
