@@ -10,10 +10,14 @@ use std::process::ExitCode;
 use failure::Exit;
 
 fn main() -> ExitCode {
-    let Err(error) = cli::run(cli::parse()) else { return Exit::Success.into() };
-    let exit = failure::exit_of(&error);
-    if exit != Exit::Success {
-        cli::report(&error, failure::next_step_of(&error).as_deref());
+    match cli::run(cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            let exit = failure::exit_of(&error);
+            if exit != Exit::Success {
+                cli::report(&error, failure::next_step_of(&error).as_deref());
+            }
+            exit.into()
+        }
     }
-    exit.into()
 }

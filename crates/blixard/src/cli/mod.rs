@@ -10,18 +10,21 @@ mod connect;
 mod files;
 mod image;
 mod log;
+mod node;
 mod output;
 mod progress;
 mod values;
 mod vm;
 
+use std::ffi::OsString;
 use std::fmt::Write;
+use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::failure::EXIT_CODES;
+use crate::failure::{EXIT_CODES, Exit};
 use connect::NodeAddress;
 pub(crate) use output::report;
 
@@ -37,6 +40,13 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Run a node on this host until it is told to stop.
+    #[command(after_help = "Examples:
+  blixard node --id 1 --bind 127.0.0.1:7001 --data-dir ./data1                             a new cluster
+  blixard node --id 2 --bind 127.0.0.1:7002 --data-dir ./data2 --peers 127.0.0.1:7001      join it
+  blixard node --id 3 --join $(blixard cluster token create --addr 127.0.0.1:7001)
+  blixard node --config /etc/blixard/blixard.toml --log-format json")]
+    Node(node::NodeArgs),
     /// Show the configuration that a node would start with.
     #[command(subcommand)]
     Config(config::Verb),
@@ -49,6 +59,13 @@ enum Verb {
     /// Create, run and watch virtual machines.
     #[command(subcommand)]
     Vm(vm::Verb),
+    /// Own one hypervisor process. A node starts guards itself.
+    #[command(hide = true, disable_help_flag = true)]
+    Guard {
+        /// Passed on as they are.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
 }
 
 const EXAMPLES: &str = "Examples:
@@ -71,7 +88,7 @@ pub(crate) fn parse() -> Cli {
     let mut command = Cli::command().after_help(closing_help());
     let matches = command.get_matches_mut();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command).exit());
-    let asks_no_node = matches!(cli.verb, Verb::Config(_));
+    let asks_no_node = matches!(cli.verb, Verb::Node(_) | Verb::Config(_));
     if asks_no_node && matches.value_source(connect::ADDR) == Some(ValueSource::CommandLine) {
         let told = "--addr names a node to ask, and this command asks none";
         command.error(clap::error::ErrorKind::ArgumentConflict, told).exit();
@@ -79,15 +96,19 @@ pub(crate) fn parse() -> Cli {
     cli
 }
 
-/// Does what the command line asks for.
-pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
+/// Does what the command line asks for. The exit code is that of a success, or a guard's own.
+pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let Cli { node, verb } = cli;
-    match verb {
+    let done = match verb {
+        // A guard's hypervisor dies with the thread that started it, so it must be this one, with no other beside it.
+        Verb::Guard { arguments } => return Ok(blixard_hypervisor::guard::run(arguments)),
+        Verb::Node(arguments) => block_on(node::run(arguments)),
         Verb::Config(verb) => config::run(verb),
         Verb::Cluster(verb) => ask(cluster::run(node, verb)),
         Verb::Image(verb) => ask(image::run(node, verb)),
         Verb::Vm(verb) => ask(vm::run(node, verb)),
-    }
+    };
+    done.map(|()| Exit::Success.into())
 }
 
 /// Runs a verb that talks to a node.
@@ -95,6 +116,10 @@ fn ask(verb: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     if std::env::var_os(log::VARIABLE).is_some() {
         log::start("off", log::LogFormat::Pretty)?;
     }
+    block_on(verb)
+}
+
+fn block_on(verb: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Runtime::new().context("start the async runtime")?;
     let result = runtime.block_on(verb);
     // A thread may be waiting for a key press that never comes.
