@@ -202,7 +202,7 @@ fn status_text(view: &ClusterView) -> String {
                 NodeState::Unreachable => "unreachable",
                 NodeState::Unknown => "unknown",
             },
-            &node.last_contact_ms.map_or_else(String::new, |ms| format!("{} ago", output::span(ms))),
+            &contact_text(node.last_contact_ms),
             &format!("{}/{}", node.used.vcpus, node.capacity.vcpus),
             &share(node.used.memory_mib, node.capacity.memory_mib),
             &share(node.used.disk_mib, node.capacity.disk_mib),
@@ -220,6 +220,15 @@ fn address_text(node: &NodeView) -> String {
         ([], None) => String::new(),
         ([first], _) => first.to_string(),
         ([first, others @ ..], _) => format!("{first} +{}", others.len()),
+    }
+}
+
+/// When a node last answered. Below a second it is the heartbeat's rhythm that would show, not the node's health.
+fn contact_text(ms: Option<u64>) -> String {
+    match ms {
+        None => String::new(),
+        Some(0..1000) => "now".to_owned(),
+        Some(ms) => format!("{} ago", output::span(ms)),
     }
 }
 

@@ -63,7 +63,7 @@ pub(super) enum Verb {
         #[arg(long, value_enum)]
         part: Option<PartName>,
         /// The file to write, or - for standard output.
-        #[arg(short, long = "output", value_name = "FILE")]
+        #[arg(short = 'o', long = "output", value_name = "FILE")]
         file: PathBuf,
     },
 }

@@ -29,7 +29,7 @@ pub(super) enum OutputFormat {
 #[derive(Debug, Clone, Copy, Args)]
 pub(super) struct Output {
     /// How to write the result: a table for people, or JSON for programs.
-    #[arg(short, long = "output", value_name = "FORMAT", value_enum, default_value_t = OutputFormat::Table)]
+    #[arg(short = 'o', long = "output", value_name = "FORMAT", value_enum, default_value_t = OutputFormat::Table)]
     format: OutputFormat,
 }
 
