@@ -15,6 +15,10 @@
 //!                             +----------------------------------+
 //! ```
 //!
+//! The plan knows nodes by their numbers. A number that belonged to a removed node may be given to another key, but not
+//! before Raft has let go of it, or a voter with an empty log would take the place of one that has voted: whoever proposes
+//! [`crate::Change::AdmitNode`] waits for that.
+//!
 //! No step is taken after which fewer than a majority of the voters would be healthy: the cluster would be stuck in it.
 
 use std::collections::{BTreeMap, BTreeSet};

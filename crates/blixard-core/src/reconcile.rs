@@ -166,7 +166,7 @@ pub enum Action {
         /// The vm.
         vm: VmId,
     },
-    /// Propose a report to the cluster.
+    /// Propose a report to the cluster. Every plan repeats it until the replica has applied it; the agent sends it once.
     Propose(Change),
 }
 

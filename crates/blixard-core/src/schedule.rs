@@ -108,9 +108,14 @@ impl State {
         waiting
     }
 
-    /// Chooses the node for a vm and puts the vm on its load.
+    /// Chooses the node for a vm and puts the vm on its load. It is the first of the [`ranking`](Self::ranking), found
+    /// without keeping the others: many vms may wait for long, and each is looked at in every round.
     fn choose<'a>(&'a self, vm: &'a Vm, loads: &mut Loads<'a>, reachable: &BTreeSet<NodeId>) -> Option<NodeId> {
-        let (_, node, _) = *self.ranking(vm, loads, reachable).fits.first()?;
+        let cost = |(id, load): (&NodeId, &Load<'_>)| {
+            let fit = self.fit(self.nodes.get(id)?, vm, load, Some(reachable)).ok()?;
+            Some((fit.cost(vm.spec.strategy), *id))
+        };
+        let (_, node) = loads.iter().filter_map(cost).min()?;
         loads.get_mut(&node)?.add(vm);
         Some(node)
     }

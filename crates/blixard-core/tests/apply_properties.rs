@@ -43,7 +43,7 @@ fn is_over_capacity(state: &State, node: NodeId) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn every_state_is_sound_and_rejected_commands_change_nothing(steps in steps(120)) {

@@ -45,11 +45,18 @@ impl DataDir {
         std::fs::create_dir_all(path).with_context(|| format!("create the data directory {}", path.display()))?;
         let path = path.canonicalize().with_context(|| format!("find the data directory {}", path.display()))?;
         let file = path.join("lock");
-        let file = File::options().create(true).append(true).open(&file).with_context(|| format!("open {}", file.display()))?;
+        let file = File::options()
+            .create(true)
+            .append(true)
+            .open(&file)
+            .with_context(|| format!("open {}", file.display()))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(Self { path, _lock: lock }),
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
-                bail!("another node process uses the data directory {}: stop it, or give another --data-dir", path.display())
+                bail!(
+                    "another node process uses the data directory {}: stop it, or give another --data-dir",
+                    path.display()
+                )
             }
             Err((_, error)) => Err(error).with_context(|| format!("lock the data directory {}", path.display())),
         }
@@ -80,8 +87,9 @@ impl DataDir {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
         };
-        let value = serde_json::from_slice(&text)
-            .with_context(|| format!("{} is damaged: restore it, or join anew with an empty data directory", path.display()))?;
+        let value = serde_json::from_slice(&text).with_context(|| {
+            format!("{} is damaged: restore it, or join anew with an empty data directory", path.display())
+        })?;
         Ok(Some(value))
     }
 

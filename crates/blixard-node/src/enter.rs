@@ -67,7 +67,9 @@ pub(crate) fn check_membership(data: &DataDir, config: &NodeConfig, ticket: Opti
         )));
     }
     match ticket {
-        Some(ticket) if ticket.cluster != membership.cluster => Err(other_cluster(data, membership.cluster, ticket.cluster)),
+        Some(ticket) if ticket.cluster != membership.cluster => {
+            Err(other_cluster(data, membership.cluster, ticket.cluster))
+        }
         _ => Ok(()),
     }
 }
@@ -125,7 +127,8 @@ impl Entrance<'_> {
             self.raft.found().await?;
         }
         if self.raft.read(|state| state.cluster).is_none() {
-            let client = self.user.client_key().context("make the key with which this user is the cluster's first client")?;
+            let client =
+                self.user.client_key().context("make the key with which this user is the cluster's first client")?;
             let client = Client { key: client.id(), name: self.user.user_name(), added_at: clock::now() };
             let node = NodeRecord { joined_at: clock::now(), ..self.record.clone() };
             let init = Change::InitCluster { cluster, node, client, settings: self.config.cluster };
@@ -134,7 +137,11 @@ impl Entrance<'_> {
         // With a secret that never expires, readable by this user alone: nodes of the same user find it by the cluster's id.
         let (token, secret) = tokens::mint(None, None)?;
         self.write(Change::CreateToken(token)).await?;
-        self.user.save_local_ticket(&Ticket { cluster, peers: vec![self.transport.address()], secret: Some(secret) })?;
+        self.user.save_local_ticket(&Ticket {
+            cluster,
+            peers: vec![self.transport.address()],
+            secret: Some(secret),
+        })?;
         let membership = Membership { node: self.config.id, cluster, removed: false };
         self.data.set_membership(&membership)?;
         Ok(membership)
@@ -143,7 +150,9 @@ impl Entrance<'_> {
     async fn write(&self, change: Change) -> Result<(), StartError> {
         let command = Command { request: None, at: clock::now(), by: Actor::Node(self.config.id), change };
         let outcome = self.raft.propose(&command).await.context("write the cluster's first commands")?;
-        outcome.map(drop).map_err(|rejection| StartError::Failed(anyhow::Error::new(rejection).context("found the cluster")))
+        outcome
+            .map(drop)
+            .map_err(|rejection| StartError::Failed(anyhow::Error::new(rejection).context("found the cluster")))
     }
 
     /// Asks the peers in turn until one lets this node in, or refuses it.
@@ -208,7 +217,8 @@ impl Entrance<'_> {
                 }
             };
             // A ticket given for this cluster is meant for it; otherwise this user's own, if a node of theirs founded it.
-            let given = ticket.filter(|ticket| ticket.cluster == facts.cluster_id).and_then(|ticket| ticket.secret.clone());
+            let given =
+                ticket.filter(|ticket| ticket.cluster == facts.cluster_id).and_then(|ticket| ticket.secret.clone());
             let secret = given.or_else(|| self.user.local_ticket(facts.cluster_id).and_then(|ticket| ticket.secret));
             ways.push((facts.address(), facts.cluster_id, secret));
         }

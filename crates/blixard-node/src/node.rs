@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use blixard_core::{Actor, Capacity, Change, ClusterId, Command, Node as NodeRecord, NodeId, Rejection, Resources, UnixMs};
+use blixard_core::{
+    Actor, Capacity, Change, ClusterId, Command, Node as NodeRecord, NodeId, Rejection, Resources, UnixMs,
+};
 use blixard_hypervisor::{Driver, FakeDriver, QemuDriver, QemuOptions};
 use tokio::sync::watch;
 
@@ -91,12 +93,8 @@ impl Node {
         };
         enter::check_membership(&data, &config, ticket.as_ref())?;
         let key = load_or_create_key(&data.join("node.key"))?;
-        let transport = Transport::open(TransportConfig {
-            key,
-            bind: binds(&config),
-            relays: config.relays.clone(),
-        })
-        .await?;
+        let transport =
+            Transport::open(TransportConfig { key, bind: binds(&config), relays: config.relays.clone() }).await?;
         let started = Self::start_rooms(config, user, data, transport.clone(), ticket).await;
         if started.is_err() {
             transport.close().await;
@@ -119,14 +117,8 @@ impl Node {
         let transfers = Transfers::new(images.clone());
         let driver = driver(&config, &data)?;
         let agent = Agent::new(config.id, raft.clone(), images.clone(), transfers.clone(), driver, counters.clone());
-        let server = Server::new(
-            config.id,
-            raft.clone(),
-            transport.clone(),
-            images.clone(),
-            agent.clone(),
-            counters.clone(),
-        );
+        let server =
+            Server::new(config.id, raft.clone(), transport.clone(), images.clone(), agent.clone(), counters.clone());
 
         let (stage, stages) = watch::channel(Stage::Starting("the node is starting".into()));
         let listener = Arc::new(tokio::sync::Mutex::new(listener));
@@ -450,7 +442,9 @@ async fn keep_membership(me: Me, membership: Membership, data: Arc<DataDir>, end
                     let command = Command { request: None, at: clock::now(), by, change: Change::UpdateNode(current) };
                     match me.raft.propose(&command).await {
                         Ok(Ok(_)) => tracing::info!("told the cluster what is new about this node"),
-                        Ok(Err(rejection)) => tracing::warn!(%rejection, "the cluster does not take this node's record"),
+                        Ok(Err(rejection)) => {
+                            tracing::warn!(%rejection, "the cluster does not take this node's record")
+                        }
                         Err(error) => tracing::debug!(%error, "this node's record is told again"),
                     }
                 }

@@ -84,9 +84,11 @@ impl Agent {
     fn launch(&self, vm: VmId, epoch: u64, run: u64, restarts: u32) {
         self.order(vm, Order::Launch, Some((epoch, run, restarts)), async move |agent: Self| {
             let record = agent.inner.raft.read(|state| state.vms.get(&vm).cloned()).context("the vm is gone")?;
-            let manifest = agent.inner.raft.read(|state| state.images.get(&record.spec.image).map(|i| i.manifest.clone()));
+            let manifest =
+                agent.inner.raft.read(|state| state.images.get(&record.spec.image).map(|i| i.manifest.clone()));
             let manifest = manifest.context("the image is gone from the catalog")?;
-            let spec = super::launch::launch_spec(&agent.inner.images, &record, &manifest, epoch, run, restarts).await?;
+            let spec =
+                super::launch::launch_spec(&agent.inner.images, &record, &manifest, epoch, run, restarts).await?;
             tracing::info!(%vm, name = %record.name, epoch, run, restarts, "launching");
             agent.blocking(move |driver| driver.launch(&spec)).await?;
             Ok(())

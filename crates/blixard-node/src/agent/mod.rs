@@ -116,7 +116,10 @@ impl Agent {
                 Ok(look_again_at) => look_again_at,
                 Err(error) => {
                     self.inner.counters.agent_failures.add(1);
-                    tracing::warn!(error = format!("{error:#}"), "the agent could not look after this host; it looks again");
+                    tracing::warn!(
+                        error = format!("{error:#}"),
+                        "the agent could not look after this host; it looks again"
+                    );
                     None
                 }
             };

@@ -77,9 +77,8 @@ impl Agent {
         });
         for (id, order) in &desk.orders {
             let known = view.vms.get(id);
-            let (epoch, run, restarts) = order.launching.unwrap_or_else(|| {
-                known.map_or((0, 0, 0), |vm| (vm.epoch, vm.run, vm.restarts))
-            });
+            let (epoch, run, restarts) =
+                order.launching.unwrap_or_else(|| known.map_or((0, 0, 0), |vm| (vm.epoch, vm.run, vm.restarts)));
             let state = LocalVmState::Busy { what: order.order };
             view.vms.insert(*id, LocalVm { epoch, run, restarts, state });
         }
@@ -100,7 +99,9 @@ impl Agent {
             }
             let found = match self.inner.transfers.status(image) {
                 Some(status) => Some(match status.state {
-                    TransferState::Queued | TransferState::Running => LocalImage::Fetching { urgent: status.priority == Priority::VmWaiting },
+                    TransferState::Queued | TransferState::Running => {
+                        LocalImage::Fetching { urgent: status.priority == Priority::VmWaiting }
+                    }
                     // The queue tries again by itself; what is left to the plan is to say so.
                     TransferState::Failed { .. } => LocalImage::Failed { retry_at: clock::now().plus_ms(1000) },
                 }),

@@ -101,8 +101,17 @@ async fn decide(raft: &Raft, request: JoinRequest, caller: blixard_core::Endpoin
     if known.is_some_and(|known| Node { joined_at: known.joined_at, ..request.node.clone() } == known) {
         return JoinAnswer::Admitted { cluster, members: members(raft) };
     }
+    let group = raft.view();
+    let is_new = raft.read(|state| !state.nodes.contains_key(&request.node.id));
+    if is_new && group.role(request.node.id).is_some() {
+        // Raft still counts an earlier node of this number. With an empty log in its place, a promise could be broken.
+        return JoinAnswer::TryLater(format!(
+            "the earlier node {} is still being taken out of the group",
+            request.node.id
+        ));
+    }
     let token = request.secret.map(|secret| (secret.token, secret.hash()));
-    let by = Actor::Node(request.node.id);
+    let by = Actor::Node(group.node);
     let change = Change::AdmitNode { node: request.node, token };
     match raft.propose(&Command { request: None, at: clock::now(), by, change }).await {
         Ok(Ok(_)) => match raft.barrier().await {
@@ -153,7 +162,11 @@ pub(crate) fn handler(raft: Raft, counters: Arc<Counters>) -> crate::transport::
 }
 
 /// Asks one member.
-pub(crate) async fn ask(transport: &Transport, peer: &PeerAddress, request: &JoinRequest) -> anyhow::Result<JoinAnswer> {
+pub(crate) async fn ask(
+    transport: &Transport,
+    peer: &PeerAddress,
+    request: &JoinRequest,
+) -> anyhow::Result<JoinAnswer> {
     transport.learn(peer);
     let exchange = async {
         // Authenticated by key: whoever answers at these addresses with another key is not connected to.

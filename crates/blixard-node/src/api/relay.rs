@@ -14,10 +14,7 @@ const BUFFER_BYTES_MAX: usize = 256 << 10;
 const CHUNK_BYTES: usize = 16 << 10;
 
 /// Passes bytes both ways until both directions have ended, or either has failed.
-pub(super) async fn relay(
-    left: impl AsyncRead + AsyncWrite,
-    right: impl AsyncRead + AsyncWrite,
-) -> io::Result<()> {
+pub(super) async fn relay(left: impl AsyncRead + AsyncWrite, right: impl AsyncRead + AsyncWrite) -> io::Result<()> {
     let (left_read, left_write) = tokio::io::split(left);
     let (right_read, right_write) = tokio::io::split(right);
     tokio::try_join!(pass(left_read, right_write), pass(right_read, left_write))?;

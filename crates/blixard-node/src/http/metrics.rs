@@ -19,12 +19,13 @@ fn family(text: &mut String, name: &str, kind: &str, help: &str, samples: &[(&st
 pub(super) fn text(raft: &Raft, counters: &Counters) -> String {
     let view = raft.view();
     let (nodes, images, phases) = raft.read(|state| {
-        let mut phases = [("running", 0), ("stopped", 0), ("failed", 0), ("preparing", 0), ("stopping", 0), ("pending", 0)];
+        let mut phases =
+            [("running", 0), ("stopped", 0), ("failed", 0), ("preparing", 0), ("stopping", 0), ("pending", 0)];
         for vm in state.vms.values() {
-            let word = vm.observed.as_ref().map_or(
-                if vm.placement.is_some() { "preparing" } else { "pending" },
-                |observed| Phase::word(&observed.phase),
-            );
+            let word =
+                vm.observed.as_ref().map_or(if vm.placement.is_some() { "preparing" } else { "pending" }, |observed| {
+                    Phase::word(&observed.phase)
+                });
             if let Some((_, count)) = phases.iter_mut().find(|(name, _)| *name == word) {
                 *count += 1;
             }
@@ -35,7 +36,13 @@ pub(super) fn text(raft: &Raft, counters: &Counters) -> String {
     let gauge = "gauge";
     family(&mut text, "raft_term", gauge, "The Raft term.", &[("", view.term)]);
     family(&mut text, "raft_is_leader", gauge, "Whether this node leads.", &[("", u64::from(view.is_leader()))]);
-    family(&mut text, "raft_has_leader", gauge, "Whether a leader is known.", &[("", u64::from(view.leader.is_some()))]);
+    family(
+        &mut text,
+        "raft_has_leader",
+        gauge,
+        "Whether a leader is known.",
+        &[("", u64::from(view.leader.is_some()))],
+    );
     family(&mut text, "raft_voters", gauge, "Nodes that vote.", &[("", view.voters.len() as u64)]);
     family(&mut text, "raft_log_index", gauge, "The last index of the log.", &[("", view.last_log)]);
     family(&mut text, "raft_committed_index", gauge, "The last index known to be committed.", &[("", view.committed)]);

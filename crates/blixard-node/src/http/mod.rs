@@ -59,7 +59,12 @@ pub(crate) async fn listen(bind: SocketAddr) -> anyhow::Result<TcpListener> {
 }
 
 /// Serves for as long as the node runs. Never returns.
-pub(crate) async fn run(listener: Arc<tokio::sync::Mutex<TcpListener>>, stage: watch::Receiver<Stage>, raft: Raft, counters: Arc<Counters>) {
+pub(crate) async fn run(
+    listener: Arc<tokio::sync::Mutex<TcpListener>>,
+    stage: watch::Receiver<Stage>,
+    raft: Raft,
+    counters: Arc<Counters>,
+) {
     let app = axum::Router::new()
         .route("/bootstrap", get(bootstrap))
         .route("/healthz", get(async || "ok\n"))
@@ -106,7 +111,9 @@ async fn readyz(State(door): State<Door>) -> Response {
     };
     let view = door.raft.view();
     let why_not = why_not.or_else(|| view.stopped.clone()).or_else(|| {
-        view.leader.is_none().then(|| "no leader is known: fewer than a majority of the voters may be running".to_owned())
+        view.leader
+            .is_none()
+            .then(|| "no leader is known: fewer than a majority of the voters may be running".to_owned())
     });
     match why_not {
         Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),

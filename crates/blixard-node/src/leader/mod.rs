@@ -9,9 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use blixard_core::{
-    Actor, COPY_LOST_AFTER_MS, Change, Command, HEALTHY_WITHIN_MS, MembershipStep, NodeId, RaftView,
-};
+use blixard_core::{Actor, COPY_LOST_AFTER_MS, Change, Command, HEALTHY_WITHIN_MS, MembershipStep, NodeId, RaftView};
 
 use crate::clock;
 use crate::raft::{GroupView, Raft};
@@ -23,7 +21,12 @@ const CAUGHT_UP_ENTRIES: u64 = 200;
 
 /// The nodes that answered the leader within `within_ms`, the leader among them. A node that has not answered since the
 /// leader took office counts for as long as the office is younger than that.
-pub(crate) fn heard_from(view: &GroupView, members: &BTreeSet<NodeId>, office_ms: u64, within_ms: u64) -> BTreeSet<NodeId> {
+pub(crate) fn heard_from(
+    view: &GroupView,
+    members: &BTreeSet<NodeId>,
+    office_ms: u64,
+    within_ms: u64,
+) -> BTreeSet<NodeId> {
     let heard = |node: &NodeId| {
         *node == view.node || silent_ms(view, *node, office_ms).is_some_and(|silent_ms| silent_ms <= within_ms)
     };
@@ -53,7 +56,10 @@ pub(crate) async fn run(raft: Raft, failures: Arc<crate::counters::Counters>) {
             let office_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
             if let Err(error) = lead(&raft, &view, office_ms).await {
                 failures.leader_failures.add(1);
-                tracing::warn!(error = format!("{error:#}"), "a decision of the leader was not carried out; it is made again");
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "a decision of the leader was not carried out; it is made again"
+                );
             }
         } else if office.take().is_some() {
             tracing::info!(leader = ?view.leader.map(|leader| leader.0), "this node does not lead any more");

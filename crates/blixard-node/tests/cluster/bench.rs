@@ -20,6 +20,11 @@ pub(crate) struct Bench {
 
 impl Bench {
     pub(crate) fn new() -> Self {
+        // Shown with the output of a test that fails; BLIXARD_LOG chooses what.
+        let filter = tracing_subscriber::EnvFilter::try_from_env("BLIXARD_LOG");
+        let filter = filter.unwrap_or_else(|_| "blixard_node=info".into());
+        // Another test of the process may have set it up already.
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         Self { dir: tempfile::tempdir().unwrap() }
     }
 

@@ -8,7 +8,10 @@ use super::{Asker, Body, Freshness, Json, Path, Query, Server};
 use crate::api::fault::{Fault, FaultKind};
 use crate::api::views::{ClusterView, NodeState, NodeView, RemoveNode};
 
-pub(super) async fn show(State(server): State<Server>, Query(freshness): Query<Freshness>) -> Result<Json<ClusterView>, Fault> {
+pub(super) async fn show(
+    State(server): State<Server>,
+    Query(freshness): Query<Freshness>,
+) -> Result<Json<ClusterView>, Fault> {
     // The status must be seen most of all when there is no quorum, so it says how things stand instead of failing.
     let _ = tokio::time::timeout(super::view::STATUS_PATIENCE, server.read_point(freshness)).await;
     view(&server).await.map(Json)
@@ -61,7 +64,11 @@ async fn view(server: &Server) -> Result<ClusterView, Fault> {
             relay_url: node.relay_url.clone(),
             role: group.role(node.id),
             state: node_state(&seen, node.id, me),
-            last_contact_ms: if node.id == group.node { Some(0) } else { group.silent_ms.get(&node.id).copied().flatten() },
+            last_contact_ms: if node.id == group.node {
+                Some(0)
+            } else {
+                group.silent_ms.get(&node.id).copied().flatten()
+            },
             capacity: node.capacity.promised(),
             used: state.used_on(node.id),
             vms: state.vms_on(node.id).count(),

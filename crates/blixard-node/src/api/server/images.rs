@@ -98,9 +98,12 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 
 fn part(server: &Server, hash: BlobHash) -> Result<Part, Fault> {
     let uploads = server.inner.uploads.lock().expect("no holder of this lock panics");
-    let (blob, _) = uploads
-        .get(&hash)
-        .ok_or_else(|| Fault::not_found(format!("blob {} was not uploaded to this node, or an hour ago: upload it again", hash.short())))?;
+    let (blob, _) = uploads.get(&hash).ok_or_else(|| {
+        Fault::not_found(format!(
+            "blob {} was not uploaded to this node, or an hour ago: upload it again",
+            hash.short()
+        ))
+    })?;
     Ok(Part { hash, bytes: blob.bytes })
 }
 

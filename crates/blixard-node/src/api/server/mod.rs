@@ -175,7 +175,8 @@ impl<S: Send + Sync, T: serde::de::DeserializeOwned + Send> FromRequestParts<S> 
     type Rejection = Fault;
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Fault> {
         let path = axum::extract::Path::<T>::from_request_parts(parts, state).await;
-        path.map(|axum::extract::Path(value)| Self(value)).map_err(|rejection| Fault::bad_request(rejection.body_text()))
+        path.map(|axum::extract::Path(value)| Self(value))
+            .map_err(|rejection| Fault::bad_request(rejection.body_text()))
     }
 }
 
@@ -185,7 +186,9 @@ impl<S: Send + Sync, T: serde::de::DeserializeOwned> FromRequestParts<S> for Que
     type Rejection = Fault;
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Fault> {
         let query = axum::extract::Query::<T>::from_request_parts(parts, state).await;
-        query.map(|axum::extract::Query(value)| Self(value)).map_err(|rejection| Fault::bad_request(rejection.body_text()))
+        query
+            .map(|axum::extract::Query(value)| Self(value))
+            .map_err(|rejection| Fault::bad_request(rejection.body_text()))
     }
 }
 

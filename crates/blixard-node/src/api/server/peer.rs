@@ -47,11 +47,19 @@ async fn serve_live(
     Json(server.live(vm, query.image).await)
 }
 
-async fn serve_logs(State(server): State<Server>, Path(vm): Path<VmId>, Query(query): Query<LogQuery>) -> Result<Response, Fault> {
+async fn serve_logs(
+    State(server): State<Server>,
+    Path(vm): Path<VmId>,
+    Query(query): Query<LogQuery>,
+) -> Result<Response, Fault> {
     vms::logs_here(&server, vm, query).await
 }
 
-async fn serve_console(State(server): State<Server>, Path(vm): Path<VmId>, request: AxumRequest) -> Result<Response, Fault> {
+async fn serve_console(
+    State(server): State<Server>,
+    Path(vm): Path<VmId>,
+    request: AxumRequest,
+) -> Result<Response, Fault> {
     vms::console_here(&server, vm, request).await
 }
 

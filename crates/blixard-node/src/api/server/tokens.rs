@@ -54,7 +54,9 @@ pub(super) async fn create(
     Body(request): Body<CreateToken>,
 ) -> Result<Json<CreatedToken>, Fault> {
     if request.uses == Some(0) || request.ttl_ms == Some(0) {
-        return Err(Fault::bad_request("a token that nobody can use makes no sense: give at least one use and some time"));
+        return Err(Fault::bad_request(
+            "a token that nobody can use makes no sense: give at least one use and some time",
+        ));
     }
     let (token, secret) = mint(request.ttl_ms, request.uses)?;
     let view = view(&token, clock::now());
@@ -87,7 +89,11 @@ pub(super) async fn list(State(server): State<Server>) -> Result<Json<Vec<TokenV
     Ok(Json(server.inner.raft.read(|state| state.tokens.values().map(|token| view(token, now)).collect())))
 }
 
-pub(super) async fn revoke(State(server): State<Server>, asker: Asker, Path(token): Path<TokenId>) -> Result<Json<()>, Fault> {
+pub(super) async fn revoke(
+    State(server): State<Server>,
+    asker: Asker,
+    Path(token): Path<TokenId>,
+) -> Result<Json<()>, Fault> {
     server.change(asker, Change::RevokeToken(token)).await?;
     Ok(Json(()))
 }

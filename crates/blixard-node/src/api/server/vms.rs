@@ -111,7 +111,11 @@ async fn changed(server: &Server, asker: Asker, change: Change) -> Result<Json<V
     }
 }
 
-pub(super) async fn start(State(server): State<Server>, asker: Asker, Path(name): Path<VmName>) -> Result<Json<VmView>, Fault> {
+pub(super) async fn start(
+    State(server): State<Server>,
+    asker: Asker,
+    Path(name): Path<VmName>,
+) -> Result<Json<VmView>, Fault> {
     let id = find(&server, &name).await?.id;
     changed(&server, asker, Change::StartVm(id)).await
 }
@@ -138,13 +142,20 @@ pub(super) async fn restart(
     changed(&server, asker, Change::RestartVm { id, timeout_ms }).await
 }
 
-pub(super) async fn delete(State(server): State<Server>, asker: Asker, Path(name): Path<VmName>) -> Result<Json<()>, Fault> {
+pub(super) async fn delete(
+    State(server): State<Server>,
+    asker: Asker,
+    Path(name): Path<VmName>,
+) -> Result<Json<()>, Fault> {
     let id = find(&server, &name).await?.id;
     server.change(asker, Change::DeleteVm(id)).await?;
     Ok(Json(()))
 }
 
-pub(super) async fn explain(State(server): State<Server>, Path(name): Path<VmName>) -> Result<Json<ExplainView>, Fault> {
+pub(super) async fn explain(
+    State(server): State<Server>,
+    Path(name): Path<VmName>,
+) -> Result<Json<ExplainView>, Fault> {
     let vm = find(&server, &name).await?;
     let seen = server.group_seen().await;
     if !seen.by_leader {
@@ -210,7 +221,10 @@ fn all_of_it() -> u64 {
 /// The node that a vm is placed on, if it is another one.
 fn elsewhere(server: &Server, vm: &Vm) -> Result<Option<EndpointId>, Fault> {
     let placement = vm.placement.ok_or_else(|| {
-        Fault::new(FaultKind::Conflict, format!("vm {} is not placed on a node yet: see `blixard vm explain {}`", vm.name, vm.name))
+        Fault::new(
+            FaultKind::Conflict,
+            format!("vm {} is not placed on a node yet: see `blixard vm explain {}`", vm.name, vm.name),
+        )
     })?;
     if placement.node == server.inner.me {
         return Ok(None);
@@ -298,9 +312,10 @@ pub(super) async fn console(
 /// The console of a vm on this node.
 pub(super) async fn console_here(server: &Server, vm: VmId, request: AxumRequest) -> Result<Response, Fault> {
     let console = server.inner.agent.console(vm).await.map_err(|error| match error {
-        ConsoleError::Unknown { .. } | ConsoleError::NotRunning => {
-            Fault::new(FaultKind::Conflict, "the vm does not run, so it has no console: `blixard vm logs` shows what it printed")
-        }
+        ConsoleError::Unknown { .. } | ConsoleError::NotRunning => Fault::new(
+            FaultKind::Conflict,
+            "the vm does not run, so it has no console: `blixard vm logs` shows what it printed",
+        ),
         ConsoleError::Connect(_) => Fault::from(anyhow::Error::from(error)),
     })?;
     let open = || -> std::io::Result<_> {
