@@ -81,13 +81,13 @@ pub(super) struct Import {
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
     /// The kernel's initial ramdisk.
-    #[arg(long, value_name = "FILE", requires = "kernel")]
+    #[arg(long, value_name = "FILE", requires = "kernel", conflicts_with = "disk")]
     initrd: Option<PathBuf>,
     /// The kernel's root disk, qcow2 or raw.
-    #[arg(long, value_name = "FILE", requires = "kernel")]
+    #[arg(long, value_name = "FILE", requires = "kernel", conflicts_with = "disk")]
     root: Option<PathBuf>,
     /// The kernel's command line.
-    #[arg(long, value_name = "TEXT", requires = "kernel")]
+    #[arg(long, value_name = "TEXT", requires = "kernel", conflicts_with = "disk")]
     cmdline: Option<String>,
     #[command(flatten)]
     output: Output,
@@ -258,6 +258,7 @@ fn images_text(images: &[ImageView]) -> String {
 fn image_text(image: &ImageView) -> String {
     let nodes = |nodes: &[blixard_core::NodeId]| match nodes {
         [] => "none".to_owned(),
+        [node] => format!("node {node}"),
         nodes => format!("nodes {}", output::list(nodes)),
     };
     let mut table = Table::of_pairs();

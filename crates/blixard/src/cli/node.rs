@@ -48,7 +48,8 @@ pub(super) async fn run(args: NodeArgs) -> anyhow::Result<()> {
     let id = config.id;
     let node = tokio::select! {
         started = Node::start(config, UserState::locate()?) => started.map_err(start_failure)?,
-        // Joining may take for as long as the other nodes are away. Nothing is served yet that would have to be closed.
+        // Joining may take for as long as the other nodes are away. A start that is dropped leaves no more behind than a
+        // crash would, and the next start takes that up.
         name = signals.received() => {
             tracing::info!("{name} received before node {id} had started");
             return Ok(());

@@ -47,10 +47,8 @@ pub(super) fn outcome(view: &VmView) -> String {
     let place = view.node.map_or_else(String::new, |node| format!(" on node {node}"));
     match view.desired.power {
         Power::On => format!("vm {name} is running{place}\n"),
-        Power::Off => match view.phase.as_str() {
-            "pending" => format!("vm {name} is created{place}, not started\n"),
-            _ => format!("vm {name} is stopped{place}\n"),
-        },
+        Power::Off if view.desired.run == 0 => format!("vm {name} is created{place} and was not started\n"),
+        Power::Off => format!("vm {name} is stopped{place}\n"),
     }
 }
 
@@ -200,11 +198,11 @@ pub(super) mod tests {
     #[test]
     fn outcomes_are_told_apart() {
         assert_eq!(outcome(&view("running")), "vm web is running on node 2\n");
-        let off = |phase: &str| {
-            let on = view(phase);
-            VmView { desired: Desired { power: Power::Off, ..on.desired }, ..on }
+        let off = |run| {
+            let on = view("stopped");
+            VmView { desired: Desired { power: Power::Off, run, ..on.desired }, ..on }
         };
-        assert_eq!(outcome(&off("stopped")), "vm web is stopped on node 2\n");
-        assert_eq!(outcome(&VmView { node: None, ..off("pending") }), "vm web is created, not started\n");
+        assert_eq!(outcome(&off(1)), "vm web is stopped on node 2\n");
+        assert_eq!(outcome(&VmView { node: None, ..off(0) }), "vm web is created and was not started\n");
     }
 }

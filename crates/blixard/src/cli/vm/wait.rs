@@ -117,7 +117,12 @@ impl Wait {
                 let state =
                     last.map_or_else(|| "nothing was heard of it".to_owned(), |view| text::progress(&view, None));
                 let limit = humantime::format_duration(self.limit);
-                let failure = Failure::new(Exit::WaitFailed, format!("vm {name} is not there after {limit}: {state}"));
+                let missed = match self.goal {
+                    Goal::Gone => "is not gone",
+                    Goal::Settled(Desired { power: Power::On, .. }) => "does not run",
+                    Goal::Settled(_) => "is not stopped",
+                };
+                let failure = Failure::new(Exit::WaitFailed, format!("vm {name} {missed} after {limit}: {state}"));
                 let next_step = format!(
                     "the request goes on; look with `blixard vm status {name}` and `blixard vm explain {name}`"
                 );
