@@ -19,6 +19,8 @@ use crate::transport::{Handler, Protocol, SecretKey, Transport, TransportConfig}
 
 /// No test takes anywhere near this long; one that does is stuck.
 const DEADLINE: Duration = Duration::from_secs(120);
+/// For what happens by itself a moment later. Less than what the collector would take without being hurried.
+const SOON: Duration = Duration::from_secs(30);
 /// What a program usually reads at once.
 const CHUNK_BYTES: usize = 256 << 10;
 
@@ -147,7 +149,7 @@ pub(crate) async fn eventually<Fut: Future<Output = bool>>(what: &str, holds: im
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(DEADLINE, wait).await.unwrap_or_else(|_| panic!("never: {what}"));
+    tokio::time::timeout(SOON, wait).await.unwrap_or_else(|_| panic!("never: {what}"));
 }
 
 pub(crate) async fn collect(content: impl futures::Stream<Item = std::io::Result<Bytes>>) -> std::io::Result<Vec<u8>> {
