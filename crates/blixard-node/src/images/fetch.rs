@@ -231,7 +231,7 @@ impl Images {
             }
             Err(error) => return Err(FetchError::Storage(format!("{error:#}"))),
         }
-        if self.is_sealed(part.hash).await {
+        if self.is_sealed(part).await {
             return Ok(());
         }
         if here_before {
