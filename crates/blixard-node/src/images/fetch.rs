@@ -20,7 +20,7 @@ use tokio::time::timeout;
 
 use super::holders::Source;
 use super::pieces::{Next, Piece, Queue};
-use super::{BlobError, Images};
+use super::{BlobError, Images, NoSpace};
 use crate::transport::Protocol;
 
 /// Requests under way at each source: while one waits for its first byte, the other keeps the line busy.
@@ -69,15 +69,8 @@ pub enum FetchError {
     #[error("the manifest says that blob {0} is empty, which no part of an image is: import the image anew")]
     EmptyPart(BlobHash),
     /// The disk is too small.
-    #[error("{needed_bytes} bytes are to be fetched and the disk of {dir} has {free_bytes} bytes free: free some")]
-    NoSpace {
-        /// The directory that is written to.
-        dir: String,
-        /// What is missing of the image.
-        needed_bytes: u64,
-        /// What is free.
-        free_bytes: u64,
-    },
+    #[error(transparent)]
+    NoSpace(#[from] NoSpace),
     /// A part that was fetched before is not what it was.
     #[error("{0}")]
     Damaged(BlobError),
@@ -104,7 +97,7 @@ enum Failure {
     /// The source's doing.
     Source(String),
     /// This node's doing: other sources would not help.
-    Local(String),
+    Local(FetchError),
 }
 
 impl Images {
@@ -153,20 +146,6 @@ impl Images {
         Ok(())
     }
 
-    async fn check_space(&self, needed_bytes: u64) -> Result<(), FetchError> {
-        let dir = self.inner.files.data_path.clone();
-        let shown = dir.display().to_string();
-        let free = tokio::task::spawn_blocking(move || nix::sys::statvfs::statvfs(&dir)).await;
-        let free = free.map_err(|error| FetchError::Storage(format!("look at the free space of {shown}: {error}")))?;
-        let free = free.map_err(|error| FetchError::Storage(format!("look at the free space of {shown}: {error}")))?;
-        let free_bytes = free.blocks_available().saturating_mul(free.fragment_size());
-        if free_bytes < needed_bytes {
-            Err(FetchError::NoSpace { dir: shown, needed_bytes, free_bytes })
-        } else {
-            Ok(())
-        }
-    }
-
     async fn fetch_pieces(
         &self,
         pieces: Vec<Piece>,
@@ -199,7 +178,10 @@ impl Images {
                     tracing::debug!(source = %source.short(), reason, "source left out of a fetch");
                     failed.push((source, reason));
                 }
-                Ok((_, Err(Failure::Local(reason)))) => return Err(self.local_failure(reason).await),
+                Ok((_, Err(Failure::Local(FetchError::Storage(reason))))) => {
+                    return Err(self.local_failure(reason).await);
+                }
+                Ok((_, Err(Failure::Local(error)))) => return Err(error),
                 Err(error) => return Err(FetchError::Storage(format!("a fetch ended in a panic: {error}"))),
             }
             if job.queue().is_done() {
@@ -212,7 +194,7 @@ impl Images {
     /// The store does not say why it cannot write. A disk without space left is the one reason that can be looked up.
     async fn local_failure(&self, reason: String) -> FetchError {
         match self.check_space(PROGRESS_STEP_BYTES).await {
-            Err(error) => error,
+            Err(no_space) => no_space.into(),
             Ok(()) => FetchError::Storage(reason),
         }
     }
@@ -327,17 +309,20 @@ impl Job {
     async fn fetch_piece(self: &Arc<Self>, source: &Source, piece: Piece) -> Result<(), Failure> {
         let taken = Taken { job: self, piece: Some(piece.clone()) };
         let mut received = Received { progress: &self.progress, bytes: 0, told_bytes: 0 };
-        let result = self.request(source, &piece, &mut received).await;
+        let result = match self.images.check_space(piece.bytes()).await {
+            Ok(()) => self.request(source, &piece, &mut received).await,
+            Err(no_space) => Err(Failure::Local(no_space.into())),
+        };
         received.tell();
         match result {
             Ok(()) => {
                 taken.finish();
                 Ok(())
             }
-            Err(Failure::Local(reason)) => Err(Failure::Local(reason)),
+            Err(Failure::Local(error)) => Err(Failure::Local(error)),
             Err(Failure::Source(reason)) => {
                 let present = self.images.present(piece.hash).await;
-                let present = present.map_err(|error| Failure::Local(error.to_string()))?;
+                let present = present.map_err(|error| Failure::Local(error.into()))?;
                 let rest = piece.without(&present.ranges);
                 let kept_bytes = piece.bytes().saturating_sub(rest.bytes());
                 self.progress.send_modify(|progress| {
@@ -364,7 +349,9 @@ impl Job {
                 Some(GetProgressItem::Error(error)) => {
                     let reason = source.reason(&error);
                     return Err(match error {
-                        GetError::LocalFailure { .. } | GetError::IrpcSend { .. } => Failure::Local(reason),
+                        GetError::LocalFailure { .. } | GetError::IrpcSend { .. } => {
+                            Failure::Local(FetchError::Storage(reason))
+                        }
                         _ => Failure::Source(reason),
                     });
                 }

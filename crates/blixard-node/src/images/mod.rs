@@ -25,6 +25,7 @@ mod import;
 mod keep;
 mod pieces;
 mod seal;
+mod space;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -46,6 +47,7 @@ use crate::transport::{Handler, Transport};
 pub use export::ExportError;
 pub use fetch::{FetchError, Progress};
 pub use import::{ImportError, ImportedBlob};
+pub use space::NoSpace;
 
 use collect::Collector;
 use import::Imports;
@@ -178,6 +180,12 @@ impl Images {
     /// and the space of dropped images is not freed.
     pub fn collects(&self) -> bool {
         self.inner.collector.is_alive()
+    }
+
+    /// Whether the store answers. Once it does not, because its disk failed or was filled by others, it does not until the
+    /// node is restarted.
+    pub async fn is_alive(&self) -> bool {
+        self.inner.store.sync_db().await.is_ok()
     }
 
     /// Writes everything out and closes the store. What is called after this fails.

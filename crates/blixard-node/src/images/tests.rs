@@ -66,7 +66,7 @@ impl TestNode {
         let sources: Vec<_> = sources.iter().map(|source| source.id()).collect();
         self.images.keep(manifest.id(), manifest).await.unwrap();
         let progress = watch::Sender::default();
-        tokio::time::timeout(DEADLINE, self.images.fetch(manifest, &sources, &progress)).await.unwrap()?;
+        in_time(self.images.fetch(manifest, &sources, &progress)).await?;
         Ok(*progress.borrow())
     }
 
@@ -140,6 +140,11 @@ pub(crate) fn random(seed: u8, bytes: usize) -> Vec<u8> {
 
 pub(crate) fn chunks(content: &[u8]) -> impl futures::Stream<Item = std::io::Result<Bytes>> + Send + use<> {
     futures::stream::iter(content.chunks(CHUNK_BYTES).map(Bytes::copy_from_slice).map(Ok).collect::<Vec<_>>())
+}
+
+/// Does not wait for ever.
+pub(crate) async fn in_time<Fut: Future>(future: Fut) -> Fut::Output {
+    tokio::time::timeout(DEADLINE, future).await.expect("it is done in time")
 }
 
 /// Waits until something holds, and fails with what it was when it does not come to hold.

@@ -56,7 +56,7 @@ async fn three_sources_of_which_one_dies_and_one_has_a_part() {
     let (mut seen, mut seen_more) = (progress.subscribe(), progress.subscribe());
     let sources = [whole.id(), dying.id(), part.id()];
     let (fetched, (), ()) = tokio::join!(
-        target.images.fetch(&manifest, &sources, &progress),
+        in_time(target.images.fetch(&manifest, &sources, &progress)),
         async {
             seen.wait_for(|progress| progress.bytes_done >= 16 << 20).await.unwrap();
             dying.transport.close().await;
@@ -144,7 +144,7 @@ async fn more_than_the_disk_holds_is_refused_at_once() {
     let [source, target] = members().await;
     let huge = disk(Part { hash: BlobHash([7; 32]), bytes: 1 << 60 });
     match target.fetch(&huge, &[&source]).await.unwrap_err() {
-        FetchError::NoSpace { needed_bytes, free_bytes, .. } => assert!(free_bytes < needed_bytes),
+        FetchError::NoSpace(no_space) => assert!(no_space.free_bytes < no_space.needed_bytes),
         other => panic!("{other:?}"),
     }
 }
@@ -207,8 +207,8 @@ async fn a_source_that_stalls_gives_its_pieces_back() {
     let (both, alone) = ([stalling.id(), source.id()], [stalling.id()]);
     let (progress, progress_alone) = (watch::Sender::default(), watch::Sender::default());
     let (fetched, failed) = tokio::join!(
-        target.images.fetch(&manifest, &both, &progress),
-        other.images.fetch(&manifest, &alone, &progress_alone)
+        in_time(target.images.fetch(&manifest, &both, &progress)),
+        in_time(other.images.fetch(&manifest, &alone, &progress_alone))
     );
     fetched.unwrap();
     assert!(target.content(&manifest).await == content);
