@@ -28,6 +28,7 @@ mod seal;
 mod space;
 #[cfg(test)]
 pub(crate) mod tests;
+mod workers;
 
 use std::path::PathBuf;
 use std::sync::Arc;
