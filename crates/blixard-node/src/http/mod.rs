@@ -110,6 +110,11 @@ async fn readyz(State(door): State<Door>) -> Response {
         Stage::Member(_) => None,
     };
     let view = door.raft.view();
+    let why_not = why_not.or_else(|| {
+        let stopped = door.counters.store_alive.get() == 0;
+        stopped
+            .then(|| "the image store has stopped, perhaps on a full disk: make room and restart the node".to_owned())
+    });
     let why_not = why_not.or_else(|| view.stopped.clone()).or_else(|| {
         view.leader
             .is_none()

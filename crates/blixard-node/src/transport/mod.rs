@@ -161,7 +161,8 @@ impl Transport {
     pub fn serve(&self, handlers: Vec<(Protocol, Handler)>) {
         let mut builder = Router::builder(self.inner.endpoint.clone());
         for (protocol, handler) in handlers {
-            builder = builder.accept(protocol.alpn(), Isolated(Arc::from(handler)));
+            let handler = Isolated { handler: Arc::from(handler), access: self.inner.access.clone() };
+            builder = builder.accept(protocol.alpn(), handler);
         }
         let router = builder.spawn();
         *self.inner.router.lock().expect("no holder of this lock panics") = Some(router);
@@ -270,14 +271,31 @@ where
 }
 
 /// Runs a handler in a task of its own: a panic that reached the router would close the endpoint for everybody.
+/// It also ends a connection whose key loses its right to be here.
 #[derive(Debug)]
-struct Isolated(Arc<dyn DynProtocolHandler>);
+struct Isolated {
+    handler: Arc<dyn DynProtocolHandler>,
+    access: AccessList,
+}
 
 impl ProtocolHandler for Isolated {
     async fn accept(&self, connection: Connection) -> Result<(), AcceptError> {
-        let handler = self.0.clone();
+        let handler = self.handler.clone();
         let peer = connection.remote_id();
-        match tokio::spawn(async move { handler.accept(connection).await }).await {
+        let (key, alpn) = (EndpointId(*peer.as_bytes()), connection.alpn().to_vec());
+        let weak = connection.weak_handle();
+        let mut serving = tokio::spawn(async move { handler.accept(connection).await });
+        let served = tokio::select! {
+            served = &mut serving => served,
+            reason = self.access.revoked(&key, &alpn) => {
+                tracing::info!(peer = %peer.fmt_short(), reason, "a connection is ended");
+                if let Some(connection) = weak.upgrade() {
+                    connection.close(REFUSED.into(), reason.as_bytes());
+                }
+                serving.await
+            }
+        };
+        match served {
             Ok(result) => result,
             Err(error) => {
                 if error.is_panic() {
@@ -289,6 +307,6 @@ impl ProtocolHandler for Isolated {
     }
 
     async fn shutdown(&self) {
-        self.0.shutdown().await;
+        self.handler.shutdown().await;
     }
 }

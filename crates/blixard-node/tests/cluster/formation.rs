@@ -1,10 +1,6 @@
 //! Founding, joining, coming back, leaving and being refused.
 
-use blixard_core::NodeId;
-use blixard_node::api::CreateToken;
-use blixard_node::{Ended, StartError};
-
-use crate::bench::{Bench, until, voters};
+use crate::bench::Bench;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn three_nodes_become_three_voters() {

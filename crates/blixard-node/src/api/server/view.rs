@@ -36,7 +36,7 @@ impl Server {
         // A leader that has lost its majority does not know it at once, but it sees that nobody answers.
         let members: BTreeSet<NodeId> = self.inner.raft.read(|state| state.nodes.keys().copied().collect());
         let reachable = if by_leader {
-            crate::leader::heard_from(&group, &members, u64::MAX, HEALTHY_WITHIN_MS)
+            group.heard_from(&members, u64::MAX, HEALTHY_WITHIN_MS)
         } else {
             BTreeSet::from([self.inner.me])
         };
