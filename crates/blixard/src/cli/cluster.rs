@@ -1,0 +1,254 @@
+//! `blixard cluster`: nodes, settings and join tokens.
+
+use blixard_core::{NodeId, TokenId};
+use blixard_node::api::{Client, ClusterView, CreateToken, NodeState, NodeView, TokenView};
+use clap::{Args, Subcommand};
+
+use super::connect::NodeAddress;
+use super::output::{self, Output, Table};
+use super::values::{self, Ttl, Uses};
+
+/// What to do with the cluster.
+#[derive(Debug, Subcommand)]
+pub(super) enum Verb {
+    /// Show the cluster: its leader, its quorum margin and its nodes.
+    #[command(after_help = "Examples:
+  blixard cluster status
+  blixard cluster status --addr ./data1/node-1-registry.json
+  blixard cluster status --stale        ask though there is no leader
+  blixard cluster status -o json")]
+    Status {
+        /// Show what the asked node last knew, without asking the leader whether that is current.
+        #[arg(long)]
+        stale: bool,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Change settings that hold for the whole cluster.
+    #[command(after_help = "Examples:
+  blixard cluster set --voters 5        survive the loss of two nodes
+  blixard cluster set --copies 3        keep each image on three nodes")]
+    Set(Set),
+    /// Take the asked node out of the cluster. It hands over its vote and then stops.
+    #[command(after_help = "Examples:
+  blixard cluster leave --addr 127.0.0.1:7003
+  blixard cluster leave --addr 127.0.0.1:7003 --force")]
+    Leave {
+        /// Leave though vms are placed on the node or it holds the last copy of an image: both are lost.
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Remove a node from the cluster, running or not.
+    #[command(after_help = "Examples:
+  blixard cluster remove 3
+  blixard cluster remove 3 --force      its host is lost with all that was on it")]
+    Remove {
+        /// The number of the node.
+        #[arg(value_name = "NODE", value_parser = values::node_id)]
+        node: NodeId,
+        /// Remove it though vms are placed on it or it holds the last copy of an image: both are lost.
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Make, list and revoke the tokens with which nodes join.
+    #[command(subcommand)]
+    Token(TokenVerb),
+}
+
+/// Settings to change.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true, id = "settings")]
+pub(super) struct Set {
+    /// How many nodes vote: 1, 3, 5 or 7. The cluster goes on for as long as more than half of them run.
+    #[arg(long, value_name = "N", group = "settings", value_parser = clap::value_parser!(u8))]
+    voters: Option<u8>,
+    /// On how many nodes each image is kept.
+    #[arg(long, value_name = "N", group = "settings", value_parser = clap::value_parser!(u8).range(1..))]
+    copies: Option<u8>,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// What to do with tokens.
+#[derive(Debug, Subcommand)]
+pub(super) enum TokenVerb {
+    /// Make a token, and print the ticket that holds its secret. It is shown this once.
+    #[command(after_help = "Examples:
+  blixard cluster token create                            one node, within an hour
+  blixard cluster token create --ttl 7d --uses 20
+  blixard node --id 2 --join $(blixard cluster token create)")]
+    Create {
+        /// How long it is good for, as in 30m, 12h or 7d, or `unlimited`: until it is revoked.
+        #[arg(long, value_name = "TIME", default_value = "1h", value_parser = values::ttl)]
+        ttl: Ttl,
+        /// How many nodes may join with it; 0 or `unlimited` for any number.
+        #[arg(long, value_name = "N", default_value = "1", value_parser = values::uses)]
+        uses: Uses,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// List the tokens.
+    #[command(after_help = "Examples:
+  blixard cluster token list
+  blixard cluster token list -o json")]
+    List {
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Revoke a token: nobody joins with it any more. Nodes that have joined stay.
+    #[command(after_help = "Examples:
+  blixard cluster token revoke 6a1f0c9d2e4b8a37")]
+    Revoke {
+        /// The token's id, as `blixard cluster token list` shows it.
+        #[arg(value_name = "ID")]
+        id: TokenId,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+/// Does what was asked for.
+pub(super) async fn run(node: NodeAddress, verb: Verb) -> anyhow::Result<()> {
+    node.ask(async |client| match verb {
+        Verb::Status { stale, output } => output.show(&client.cluster(stale).await?, status_text),
+        Verb::Set(set) => change_settings(client, set).await,
+        Verb::Leave { force, output } => {
+            let node = client.leave(force).await?;
+            let answer = serde_json::json!({ "left": node });
+            output.show(&answer, |_| format!("node {node} has left the cluster and stops\n"))
+        }
+        Verb::Remove { node, force, output } => {
+            client.remove_node(node, force).await?;
+            let answer = serde_json::json!({ "removed": node });
+            output.show(&answer, |_| format!("node {node} is removed from the cluster\n"))
+        }
+        Verb::Token(verb) => run_token(client, verb).await,
+    })
+    .await
+}
+
+async fn change_settings(client: &Client, set: Set) -> anyhow::Result<()> {
+    let mut settings = client.cluster(false).await?.settings;
+    settings.voters = set.voters.unwrap_or(settings.voters);
+    settings.copies = set.copies.unwrap_or(settings.copies);
+    let view = client.change_settings(&settings).await?;
+    set.output.show(&view, |view| format!("the cluster now has {}\n", settings_text(view)))
+}
+
+async fn run_token(client: &Client, verb: TokenVerb) -> anyhow::Result<()> {
+    match verb {
+        TokenVerb::Create { ttl: Ttl(ttl), uses: Uses(uses), output } => {
+            let ttl_ms = ttl.map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
+            let created = client.create_token(&CreateToken { ttl_ms, uses }).await?;
+            // The ticket stands alone on standard output, for `--join $(...)`; what it is good for goes beside it.
+            output.show(&created, |created| format!("{}\n", output::clean(&created.ticket)))?;
+            let nodes = match uses {
+                None => "any number of nodes".to_owned(),
+                Some(1) => "one node".to_owned(),
+                Some(uses) => format!("{uses} nodes"),
+            };
+            let end = ttl_ms.map_or_else(|| "until it is revoked".to_owned(), |ms| format!("for {}", output::span(ms)));
+            output::note(&format!(
+                "lets in {nodes} {end}, by `blixard node --join TICKET`; token {}",
+                created.token.id
+            ));
+            Ok(())
+        }
+        TokenVerb::List { output } => output.show(&client.tokens().await?, |tokens| tokens_text(tokens)),
+        TokenVerb::Revoke { id, output } => {
+            client.revoke_token(id).await?;
+            output.show(&serde_json::json!({ "revoked": id }), |_| format!("token {id} is revoked\n"))
+        }
+    }
+}
+
+fn settings_text(view: &ClusterView) -> String {
+    let plural = |count: u8, one: &str, many: &str| format!("{count} {}", if count == 1 { one } else { many });
+    let voters = plural(view.settings.voters, "voter", "voters");
+    format!("{voters} and {} of each image", plural(view.settings.copies, "copy", "copies"))
+}
+
+fn status_text(view: &ClusterView) -> String {
+    let mut facts = Table::of_pairs();
+    facts.row([&"cluster", &view.cluster_id]);
+    let leader = view.leader.map_or_else(|| "none".to_owned(), |leader| format!("node {leader}"));
+    facts.row([&"leader", &format!("{leader}, term {}", view.term)]);
+    facts.row([&"quorum", &view.margin]);
+    facts.row([&"settings", &settings_text(view)]);
+    facts.row([&"holds", &format!("{} vms, {} images", view.vms, view.images)]);
+    facts.row([
+        &"state",
+        &format!("{} at index {}, seen by node {}", view.state_digest.short(), view.applied, view.seen_by),
+    ]);
+    let mut nodes = Table::new(&[
+        "NODE", "ADDRESS", "ROLE", "STATE", "CONTACT", "VCPUS", "MEMORY", "DISK", "VMS", "LABELS", "VERSION",
+    ]);
+    for node in &view.nodes {
+        nodes.row([
+            &node.id,
+            &address_text(node),
+            &node.role.map_or("none", |role| match role {
+                blixard_node::Role::Leader => "leader",
+                blixard_node::Role::Voter => "voter",
+                blixard_node::Role::Learner => "learner",
+            }),
+            &match node.state {
+                NodeState::Ready => "ready",
+                NodeState::Joining => "joining",
+                NodeState::Unreachable => "unreachable",
+                NodeState::Unknown => "unknown",
+            },
+            &contact_text(node.last_contact_ms),
+            &format!("{}/{}", node.used.vcpus, node.capacity.vcpus),
+            &share(node.used.memory_mib, node.capacity.memory_mib),
+            &share(node.used.disk_mib, node.capacity.disk_mib),
+            &node.vms,
+            &output::list(node.labels.iter().map(|(key, value)| format!("{key}={value}"))),
+            &node.version,
+        ]);
+    }
+    format!("{}\n{}", facts.render(), nodes.render())
+}
+
+fn address_text(node: &NodeView) -> String {
+    match (node.addresses.as_slice(), &node.relay_url) {
+        ([], Some(relay)) => relay.clone(),
+        ([], None) => String::new(),
+        ([first], _) => first.to_string(),
+        ([first, others @ ..], _) => format!("{first} +{}", others.len()),
+    }
+}
+
+/// When a node last answered. Below a second it is the heartbeat's rhythm that would show, not the node's health.
+fn contact_text(ms: Option<u64>) -> String {
+    match ms {
+        None => String::new(),
+        Some(0..1000) => "now".to_owned(),
+        Some(ms) => format!("{} ago", output::span(ms)),
+    }
+}
+
+/// Used of capacity.
+fn share(used_mib: u64, capacity_mib: u64) -> String {
+    format!("{}/{}", output::mebibytes(used_mib), output::mebibytes(capacity_mib))
+}
+
+fn tokens_text(tokens: &[TokenView]) -> String {
+    let mut table = Table::new(&["ID", "STATE", "USES LEFT", "EXPIRES IN", "AGE"]);
+    for token in tokens {
+        let expires = match token.expires_at {
+            None => "never".to_owned(),
+            Some(at) => match at.since_ms(output::now()) {
+                0 => "over".to_owned(),
+                ms => output::span(ms),
+            },
+        };
+        let uses = token.uses_left.map_or_else(|| "any".to_owned(), |uses| uses.to_string());
+        table.row([&token.id, &token.state, &uses, &expires, &output::age(token.created_at)]);
+    }
+    table.render()
+}

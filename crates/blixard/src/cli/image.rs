@@ -1,0 +1,287 @@
+//! `blixard image`: what vms boot from.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use blixard_core::{BlobHash, DiskFormat, DiskPart, ImageKind, ImageName, Manifest, Part};
+use blixard_node::api::{AddImage, BlobView, Client, ImageSource, ImageView};
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::connect::NodeAddress;
+use super::files::{self, Sink, Source};
+use super::output::{self, Output, Table};
+use super::progress::{ByteBar, StatusLine};
+use crate::failure::{Exit, Failure};
+
+/// What to do with images.
+#[derive(Debug, Subcommand)]
+pub(super) enum Verb {
+    /// Add an image to the cluster: a bootable disk, or a Linux kernel with what it needs.
+    #[command(after_help = "Examples:
+  blixard image import --name debian debian-12.qcow2
+  zcat disk.raw.gz | blixard image import --name appliance -
+  blixard image import --name tiny --kernel vmlinuz --initrd initrd.gz --cmdline \"console=ttyS0\"")]
+    Import(Import),
+    /// List the images.
+    #[command(after_help = "Examples:
+  blixard image list
+  blixard image list -o json")]
+    List {
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Show an image: what it is made of, who holds it, and who uses it.
+    #[command(after_help = "Examples:
+  blixard image show debian")]
+    Show {
+        /// The image's name.
+        #[arg(value_name = "NAME")]
+        name: ImageName,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Delete an image. One that vms use stays.
+    #[command(after_help = "Examples:
+  blixard image delete debian")]
+    Delete {
+        /// The image's name.
+        #[arg(value_name = "NAME")]
+        name: ImageName,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Write a part of an image to a file.
+    #[command(after_help = "Examples:
+  blixard image export debian -o debian.qcow2
+  blixard image export tiny --part kernel -o vmlinuz
+  blixard image export debian -o - | gzip > debian.gz")]
+    Export {
+        /// The image's name.
+        #[arg(value_name = "NAME")]
+        name: ImageName,
+        /// Which part; needed where there are several.
+        #[arg(long, value_enum)]
+        part: Option<PartName>,
+        /// The file to write, or - for standard output.
+        #[arg(short = 'o', long = "output", value_name = "FILE")]
+        file: PathBuf,
+    },
+}
+
+/// What to import.
+#[derive(Debug, Args)]
+pub(super) struct Import {
+    /// The name to give it: lower-case letters, digits, `.`, `_` and `-`.
+    #[arg(long, value_name = "NAME")]
+    name: ImageName,
+    /// A bootable disk, qcow2 or raw, or - for standard input.
+    #[arg(value_name = "DISKFILE", required_unless_present = "kernel", conflicts_with = "kernel")]
+    disk: Option<PathBuf>,
+    /// A Linux kernel to start directly, in place of a bootable disk.
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// The kernel's initial ramdisk.
+    #[arg(long, value_name = "FILE", requires = "kernel", conflicts_with = "disk")]
+    initrd: Option<PathBuf>,
+    /// The kernel's root disk, qcow2 or raw.
+    #[arg(long, value_name = "FILE", requires = "kernel", conflicts_with = "disk")]
+    root: Option<PathBuf>,
+    /// The kernel's command line.
+    #[arg(long, value_name = "TEXT", requires = "kernel", conflicts_with = "disk")]
+    cmdline: Option<String>,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// A part of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum PartName {
+    /// The disk of a disk image.
+    Disk,
+    /// The kernel.
+    Kernel,
+    /// The initial ramdisk.
+    Initrd,
+    /// The root disk of a kernel image.
+    Root,
+}
+
+impl PartName {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Disk => "disk",
+            Self::Kernel => "kernel",
+            Self::Initrd => "initrd",
+            Self::Root => "root",
+        }
+    }
+}
+
+/// Does what was asked for.
+pub(super) async fn run(node: NodeAddress, verb: Verb) -> anyhow::Result<()> {
+    match verb {
+        Verb::Import(import) => import_image(node, import).await,
+        Verb::List { output } => {
+            node.ask(async |client| output.show(&client.images().await?, |images| images_text(images))).await
+        }
+        Verb::Show { name, output } => {
+            node.ask(async |client| output.show(&client.image(&name).await?, image_text)).await
+        }
+        Verb::Delete { name, output } => {
+            node.ask(async |client| {
+                client.delete_image(&name).await?;
+                output.show(&serde_json::json!({ "deleted": name }), |_| format!("image {name} is deleted\n"))
+            })
+            .await
+        }
+        Verb::Export { name, part, file } => node.ask(async |client| export(client, &name, part, &file).await).await,
+    }
+}
+
+async fn import_image(node: NodeAddress, import: Import) -> anyhow::Result<()> {
+    let Import { name, disk, kernel, initrd, root, cmdline, output } = import;
+    let paths = [&disk, &kernel, &initrd, &root].into_iter().flatten();
+    if paths.filter(|path| files::is_stdio(path)).count() > 1 {
+        bail!(Failure::usage("standard input can be only one of the files"));
+    }
+    // All are opened before the first is sent, so that a mistyped name costs no upload.
+    let open = async |path: &Option<PathBuf>| match path {
+        Some(path) => Source::open(path).await.map(Some),
+        None => Ok(None),
+    };
+    let (disk, kernel) = (open(&disk).await?, open(&kernel).await?);
+    let (initrd, root) = (open(&initrd).await?, open(&root).await?);
+    node.ask(async |client| {
+        let send = async |source: Option<Source>| -> anyhow::Result<Option<BlobHash>> {
+            match source {
+                Some(source) => Ok(Some(upload(client, source).await?.hash)),
+                None => Ok(None),
+            }
+        };
+        let source = match (send(disk).await?, send(kernel).await?) {
+            (Some(disk), _) => ImageSource::Disk { disk },
+            (None, Some(kernel)) => {
+                let (initrd, root) = (send(initrd).await?, send(root).await?);
+                ImageSource::Kernel { kernel, initrd, root, cmdline: cmdline.unwrap_or_default() }
+            }
+            (None, None) => bail!(Failure::usage("name a disk or a kernel to import")),
+        };
+        let line = StatusLine::start();
+        line.set(&format!("the node looks into image {name}"));
+        let image = client.add_image(&AddImage { name, source }).await?;
+        drop(line);
+        output.show(&image, |image| {
+            let (kind, size) = (kind_word(image.kind), output::bytes(image.bytes));
+            format!("image {} is imported: {kind}, {size}, id {}\n", image.name, image.id.short())
+        })
+    })
+    .await
+}
+
+async fn upload(client: &Client, source: Source) -> anyhow::Result<BlobView> {
+    let (name, failure) = (source.name().to_owned(), source.failure());
+    let bar = ByteBar::start(&name, source.bytes_total());
+    let sent = client.upload(source.into_stream(bar.clone())).await;
+    bar.end();
+    match (sent, failure.take()) {
+        (_, Some(error)) => Err(error).with_context(|| format!("read {name}")),
+        (sent, None) => Ok(sent?),
+    }
+}
+
+async fn export(client: &Client, name: &ImageName, part: Option<PartName>, file: &Path) -> anyhow::Result<()> {
+    let image = client.image(name).await?;
+    let parts = parts(&image.manifest);
+    let words = || output::list(parts.iter().map(|(part, _)| part.word()));
+    let (part, content) = match (part, parts.as_slice()) {
+        (None, [only]) => *only,
+        (None, _) => {
+            bail!(Failure::usage(format!("image {name} has several parts: choose one with --part ({})", words())))
+        }
+        (Some(part), parts) => match parts.iter().find(|(known, _)| *known == part) {
+            Some(found) => *found,
+            None => {
+                let message = format!("image {name} has no part {}: it has {}", part.word(), words());
+                bail!(Failure::new(Exit::NotFound, message));
+            }
+        },
+    };
+    let sink = Sink::open(file).await?;
+    let stream = Box::pin(client.export_image(name, part.word()).await?);
+    let bar = ByteBar::start(&format!("{name} {}", part.word()), Some(content.bytes));
+    let written = sink.write_all(stream, content.bytes, &bar).await;
+    bar.end();
+    written.with_context(|| format!("export the {} of image {name}", part.word()))
+}
+
+/// The parts of an image, in the order in which they are named everywhere.
+fn parts(manifest: &Manifest) -> Vec<(PartName, Part)> {
+    match manifest {
+        Manifest::Disk(disk) => vec![(PartName::Disk, disk.part)],
+        Manifest::Kernel { kernel, initrd, root, .. } => {
+            let initrd = initrd.map(|initrd| (PartName::Initrd, initrd));
+            let root = root.map(|root| (PartName::Root, root.part));
+            [Some((PartName::Kernel, *kernel)), initrd, root].into_iter().flatten().collect()
+        }
+    }
+}
+
+fn kind_word(kind: ImageKind) -> &'static str {
+    match kind {
+        ImageKind::Disk => "disk",
+        ImageKind::Kernel => "kernel",
+    }
+}
+
+fn images_text(images: &[ImageView]) -> String {
+    let mut table = Table::new(&["NAME", "KIND", "SIZE", "ID", "HELD BY", "FETCHED BY", "USED BY", "AGE"]);
+    for image in images {
+        let used = match image.used_by.len() {
+            0 => "-".to_owned(),
+            1 => "1 vm".to_owned(),
+            many => format!("{many} vms"),
+        };
+        table.row([
+            &image.name,
+            &kind_word(image.kind),
+            &output::bytes(image.bytes),
+            &image.id.short(),
+            &output::list(&image.holders),
+            &output::list(&image.wanted),
+            &used,
+            &output::age(image.added_at),
+        ]);
+    }
+    table.render()
+}
+
+fn image_text(image: &ImageView) -> String {
+    let nodes = |nodes: &[blixard_core::NodeId]| match nodes {
+        [] => "none".to_owned(),
+        [node] => format!("node {node}"),
+        nodes => format!("nodes {}", output::list(nodes)),
+    };
+    let mut table = Table::of_pairs();
+    table.row([&"name", &image.name]);
+    table.row([&"id", &image.id]);
+    table.row([&"kind", &kind_word(image.kind)]);
+    table.row([&"size", &output::bytes(image.bytes)]);
+    for (name, part) in parts(&image.manifest) {
+        table.row([&name.word(), &format!("{}, blake3 {}", output::bytes(part.bytes), part.hash)]);
+    }
+    if let Some(DiskPart { format, virtual_bytes, .. }) = image.manifest.disk() {
+        let format = match format {
+            DiskFormat::Raw => "raw",
+            DiskFormat::Qcow2 => "qcow2",
+        };
+        table.row([&"guest's disk", &format!("{}, {format}", output::bytes(virtual_bytes))]);
+    }
+    if let Manifest::Kernel { cmdline, .. } = &image.manifest {
+        table.row([&"command line", cmdline]);
+    }
+    table.row([&"held by", &nodes(&image.holders)]);
+    table.row([&"fetched by", &nodes(&image.wanted)]);
+    table.row([&"used by", &output::list(&image.used_by)]);
+    table.row([&"added", &format!("{} ago", output::age(image.added_at))]);
+    table.render()
+}

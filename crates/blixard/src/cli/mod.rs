@@ -1,0 +1,156 @@
+//! The command line: what people type, and what they read.
+//!
+//! One file per group of verbs. Each reads its arguments into one type, asks a node through the client of the control API,
+//! and shows the answer; none decides anything about the cluster. Results go to standard output, everything else to
+//! standard error.
+
+mod cluster;
+mod config;
+mod connect;
+mod files;
+mod image;
+mod log;
+mod node;
+mod output;
+mod progress;
+mod values;
+mod vm;
+
+use std::ffi::OsString;
+use std::fmt::Write;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::failure::{EXIT_CODES, Exit};
+use connect::NodeAddress;
+pub(crate) use output::report;
+
+/// One VM cluster out of Linux hosts anywhere.
+#[derive(Debug, Parser)]
+#[command(name = "blixard", version, max_term_width = 100, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    node: NodeAddress,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run a node on this host until it is told to stop.
+    #[command(after_help = "Examples:
+  blixard node --id 1 --bind 127.0.0.1:7001 --data-dir ./data1                             a new cluster
+  blixard node --id 2 --bind 127.0.0.1:7002 --data-dir ./data2 --peers 127.0.0.1:7001      join it
+  blixard node --id 3 --join $(blixard cluster token create --addr 127.0.0.1:7001)
+  blixard node --config /etc/blixard/blixard.toml --log-format json")]
+    Node(node::NodeArgs),
+    /// Show the configuration that a node would start with.
+    #[command(subcommand)]
+    Config(config::Verb),
+    /// See and change the cluster: its nodes, settings and join tokens.
+    #[command(subcommand)]
+    Cluster(cluster::Verb),
+    /// Import, list and export what vms boot from.
+    #[command(subcommand)]
+    Image(image::Verb),
+    /// Create, run and watch virtual machines.
+    #[command(subcommand)]
+    Vm(vm::Verb),
+    /// Own one hypervisor process. A node starts guards itself.
+    #[command(hide = true, disable_help_flag = true)]
+    Guard {
+        /// Passed on as they are.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+}
+
+const EXAMPLES: &str = "Examples:
+  blixard cluster status --addr 127.0.0.1:7001     ask the node at this address
+  blixard image import --name debian debian.qcow2  add an image
+  blixard vm create web --image debian             run a vm from it
+  blixard vm console web                           sit at its serial console";
+
+/// What follows the help of the whole program.
+fn closing_help() -> String {
+    let mut text = format!("{EXAMPLES}\n\nExit codes:\n");
+    for (exit, meaning) in EXIT_CODES {
+        writeln!(text, "  {:>3}  {meaning}", *exit as u8).expect("writing to a string does not fail");
+    }
+    text
+}
+
+/// Reads the command line. Ends the process, with help or an error, when that is all there is to do.
+pub(crate) fn parse() -> Cli {
+    let mut command = Cli::command().after_help(closing_help());
+    let matches = command.get_matches_mut();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command).exit());
+    let asks_no_node = matches!(cli.verb, Verb::Node(_) | Verb::Config(_));
+    if asks_no_node && matches.value_source(connect::ADDR) == Some(ValueSource::CommandLine) {
+        let told = "--addr names a node to ask, and this command asks none";
+        command.error(clap::error::ErrorKind::ArgumentConflict, told).exit();
+    }
+    cli
+}
+
+/// Does what the command line asks for. The exit code is that of a success, or a guard's own.
+pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let Cli { node, verb } = cli;
+    let done = match verb {
+        // A guard's hypervisor dies with the thread that started it, so it must be this one, with no other beside it.
+        Verb::Guard { arguments } => return Ok(blixard_hypervisor::guard::run(arguments)),
+        Verb::Node(arguments) => block_on(node::run(arguments)),
+        Verb::Config(verb) => config::run(verb),
+        Verb::Cluster(verb) => ask(cluster::run(node, verb)),
+        Verb::Image(verb) => ask(image::run(node, verb)),
+        Verb::Vm(verb) => ask(vm::run(node, verb)),
+    };
+    done.map(|()| Exit::Success.into())
+}
+
+/// Runs a verb that talks to a node.
+fn ask(verb: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    if std::env::var_os(log::VARIABLE).is_some() {
+        log::start("off", log::LogFormat::Pretty)?;
+    }
+    block_on(verb)
+}
+
+fn block_on(verb: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Runtime::new().context("start the async runtime")?;
+    let result = runtime.block_on(verb);
+    // A thread may be waiting for a key press that never comes.
+    runtime.shutdown_background();
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_commands_fit_together() {
+        Cli::command().debug_assert();
+    }
+
+    fn visit(command: &clap::Command, path: &str, check: &dyn Fn(&clap::Command, &str)) {
+        check(command, path);
+        for inner in command.get_subcommands().filter(|inner| inner.get_name() != "help") {
+            visit(inner, &format!("{path} {}", inner.get_name()), check);
+        }
+    }
+
+    #[test]
+    fn every_flag_has_a_sentence() {
+        visit(&Cli::command(), "blixard", &|command, path| {
+            assert!(command.get_about().is_some(), "{path} says nothing about itself");
+            for argument in command.get_arguments() {
+                let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
+                assert!(!help.is_empty(), "{path}: {} says nothing", argument.get_id());
+            }
+        });
+    }
+}

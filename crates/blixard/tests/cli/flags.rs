@@ -1,0 +1,188 @@
+//! Help, and what is said of a wrong command line.
+
+use crate::bench::{Bench, Ran, command};
+
+fn help(path: &[&str]) -> String {
+    let output = command(path).arg("--help").output().unwrap();
+    let ran = Ran::of(output).ends_with(0);
+    assert!(ran.stderr.is_empty(), "{ran:?}");
+    ran.stdout
+}
+
+/// The verbs that a group's help lists.
+fn verbs(help: &str) -> Vec<String> {
+    let commands = help.split("Commands:\n").nth(1).unwrap_or_default();
+    let lines = commands.lines().take_while(|line| !line.is_empty());
+    let verbs = lines.filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+    verbs.filter_map(|line| line.split_whitespace().next()).map(str::to_owned).filter(|verb| verb != "help").collect()
+}
+
+#[test]
+fn every_verb_shows_examples() {
+    let mut seen = Vec::new();
+    let mut groups = vec![Vec::new()];
+    while let Some(group) = groups.pop() {
+        let text = help(&group.iter().map(String::as_str).collect::<Vec<_>>());
+        let inner = verbs(&text);
+        if inner.is_empty() || group.is_empty() {
+            let examples = text.split("Examples:\n").nth(1).unwrap_or_else(|| panic!("{group:?} has no examples"));
+            assert!(examples.contains(&format!("blixard {}", group.join(" "))), "{group:?}: {examples}");
+        }
+        if inner.is_empty() {
+            seen.push(group.join(" "));
+        }
+        groups.extend(inner.into_iter().map(|verb| [group.clone(), vec![verb]].concat()));
+    }
+    seen.sort();
+    let expected = "cluster leave|cluster remove|cluster set|cluster status|cluster token create|cluster token list|cluster \
+                    token revoke|config show|image delete|image export|image import|image list|image show|node|vm \
+                    console|vm create|vm delete|vm explain|vm list|vm logs|vm restart|vm start|vm status|vm stop";
+    assert_eq!(seen.join("|"), expected);
+}
+
+#[test]
+fn the_examples_are_commands_that_exist() {
+    for group in [
+        "",
+        "cluster status",
+        "cluster set",
+        "cluster leave",
+        "cluster remove",
+        "cluster token create",
+        "vm create",
+        "vm start",
+        "vm stop",
+        "vm restart",
+        "vm delete",
+        "vm logs",
+        "image import",
+        "image export",
+        "config show",
+    ] {
+        let path: Vec<&str> = group.split_whitespace().collect();
+        let text = help(&path);
+        for line in text.split("Examples:\n").nth(1).unwrap().lines().take_while(|line| !line.is_empty()) {
+            // What follows two spaces explains; what goes through a shell is the shell's.
+            let example = line.trim().split("  ").next().unwrap();
+            if example.contains(['|', '$', '\'', '"', '>', '=']) {
+                continue;
+            }
+            let words: Vec<&str> = example.split_whitespace().skip(1).collect();
+            // With an address that cannot be one, a well-formed command gets as far as looking for its node or files.
+            let mut words_of_ours = words.clone();
+            if words.first() != Some(&"config") && !words.contains(&"--addr") {
+                words_of_ours.extend(["--addr", "nowhere"]);
+            }
+            let bench = Bench::new();
+            let ran = bench.run(&words_of_ours);
+            assert!(!ran.stderr.contains("Usage:"), "{example}: {ran:?}");
+        }
+    }
+}
+
+#[test]
+fn the_exit_codes_are_documented() {
+    let text = help(&[]);
+    let codes = text.split("Exit codes:\n").nth(1).unwrap();
+    let listed: Vec<u8> = codes.lines().filter_map(|line| line.split_whitespace().next()?.parse().ok()).collect();
+    assert_eq!(listed, [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 130]);
+    assert!(!text.contains("guard"), "guards are none of a user's business");
+}
+
+#[test]
+fn wrong_values_are_named_with_a_right_one() {
+    let bench = Bench::new();
+    let node = ["node", "--id", "1"];
+    let create = ["vm", "create", "web", "--image", "tiny"];
+    let cases: &[(&[&str], &str, &str, &str)] = &[
+        (&["node"], "--id", "0", "1 or higher"),
+        (&["node"], "--id", "one", "1 or higher"),
+        (&node, "--bind", "7001", "0.0.0.0:7001"),
+        (&node, "--bind", "127.0.0.1:65000", "HTTP port"),
+        (&node, "--peers", "10.0.0.1", "10.0.0.1:7001"),
+        (&node, "--join", "hello", "begins with `blixard`"),
+        (&node, "--join", "blixardabcdefg", "copy it again"),
+        (&node, "--label", "zone", "zone=home"),
+        (&node, "--label", "zone=a,b", "comma"),
+        (&node, "--relay", "relay.example.org", "https://relay.example.org"),
+        (&node, "--hypervisor", "xen", "qemu"),
+        (&node, "--log-format", "xml", "json"),
+        (&node, "--config", "missing.toml", "missing.toml"),
+        (&node, "--addr", "127.0.0.1:1", "asks none"),
+        (&["config", "show"], "--id", "0", "1 or higher"),
+        (&["cluster", "status"], "-o", "yaml", "table"),
+        (&["cluster", "status"], "--addr", "here", "HOST:PORT"),
+        (&["cluster", "set"], "--voters", "many", "invalid"),
+        (&["cluster", "set"], "--copies", "0", "0 is not in 1.."),
+        (&["cluster", "remove"], "0", "--force", "1 or higher"),
+        (&["cluster", "token", "create"], "--ttl", "60", "30s"),
+        (&["cluster", "token", "create"], "--ttl", "0s", "lets nobody in"),
+        (&["cluster", "token", "create"], "--uses", "-1", "-1"),
+        (&["cluster", "token", "revoke"], "xyz", "-ojson", "16 hexadecimal digits"),
+        (&["image", "import", "d.raw"], "--name", "Upper", "a-z"),
+        (&["image", "import", "d.raw"], "--kernel", "vmlinuz", "cannot be used with"),
+        (&["image", "import", "d.raw", "--name", "d"], "--initrd", "i", "DISKFILE"),
+        (&["image", "import", "d.raw", "--name", "d"], "--root", "r", "DISKFILE"),
+        (&["image", "import", "d.raw", "--name", "d"], "--cmdline", "c", "DISKFILE"),
+        (&["image", "import", "--kernel", "-", "--name", "d"], "--initrd", "-", "only one"),
+        (&["image", "export", "d", "-o", "x"], "--part", "tail", "kernel"),
+        (&create, "--vcpus", "0", "1..=512"),
+        (&create, "--memory", "256", "512M"),
+        (&create, "--memory", "1GB", "512M"),
+        (&create, "--disk", "0G", "at least 1M"),
+        (&create, "--node", "a", "1 or higher"),
+        (&create, "--require", "zone", "zone=home"),
+        (&create, "--strategy", "random", "spread"),
+        (&create, "--publish", "80", "HOST_PORT:GUEST_PORT"),
+        (&create, "--publish", "0:80", "HOST_PORT:GUEST_PORT"),
+        (&create, "--publish", "80:80/sctp", "/tcp|/udp"),
+        (&create, "--restart", "sometimes", "on-failure:3"),
+        (&create, "--timeout", "5", "5m"),
+        (&["vm", "create", "a_b", "--image", "tiny"], "--vcpus", "1", "a vm name"),
+        (&["vm", "stop", "web", "--force"], "--timeout", "1s", "cannot be used with"),
+        (&["vm", "start", "web", "--no-wait"], "--timeout", "1s", "cannot be used with"),
+        (&["vm", "logs", "web"], "--tail", "all", "invalid digit"),
+    ];
+    for (before, flag, value, told) in cases {
+        let arguments = [before, &[*flag, *value][..]].concat();
+        let ran = bench.run(&arguments);
+        assert_eq!(ran.code, 2, "{arguments:?}: {ran:?}");
+        assert!(ran.stdout.is_empty() && ran.stderr.contains(told), "{arguments:?} does not say {told:?}: {ran:?}");
+    }
+}
+
+#[test]
+fn a_command_that_lacks_something_says_what() {
+    let bench = Bench::new();
+    for (arguments, told) in [
+        (&["cluster", "set"][..], "--voters"),
+        (&["image", "import", "--name", "d"], "DISKFILE"),
+        (&["image", "export", "d"], "--output"),
+        (&["vm", "create", "web"], "--image"),
+        (&["vm", "stop"], "NAME"),
+        (&["vm", "dance", "web"], "dance"),
+        (&["cluster", "status"], "--addr"),
+        (&["node"], "--id"),
+    ] {
+        let ran = bench.run(arguments).ends_with(2);
+        assert!(ran.stderr.contains(told), "{arguments:?} does not say {told:?}: {ran:?}");
+    }
+}
+
+#[test]
+fn files_that_flags_name_are_looked_at_first() {
+    let bench = Bench::new();
+    let key = bench.write("id", "-----BEGIN OPENSSH PRIVATE KEY-----\n");
+    let large = bench.write("large", "x".repeat(70 << 10));
+    let empty = bench.write("empty", "");
+    let create = ["vm", "create", "web", "--image", "tiny", "--addr", "127.0.0.1:1"];
+    let run = |arguments: &[&str]| bench.run(&[&create[..], arguments].concat());
+    assert!(run(&["--ssh-key", &key]).ends_with(2).stderr.contains("id.pub"));
+    assert!(run(&["--user-data", &large]).ends_with(1).stderr.contains("64 KiB"));
+    assert!(run(&["--user-data", "missing"]).ends_with(1).stderr.contains("missing"));
+    let import =
+        |file: &str| bench.run(&["image", "import", "--name", "d", file, "--addr", "127.0.0.1:1"]).ends_with(1);
+    assert!(import("missing.raw").stderr.contains("open missing.raw: No such file"));
+    assert!(import(".").stderr.contains("directory"));
+    assert!(import(&empty).stderr.contains("empty"));
+}

@@ -1,0 +1,67 @@
+//! Images in and out.
+
+use std::fs::File;
+use std::process::Stdio;
+
+use crate::bench::{Bench, Ran};
+
+#[test]
+fn an_image_goes_in_and_comes_out_unchanged() {
+    let bench = Bench::new();
+    let _node = bench.node();
+    let disk = bench.disk("d.raw", 1);
+    let imported = bench.run(&["image", "import", "--name", "one", &disk]).ends_with(0);
+    assert!(imported.stdout.starts_with("image one is imported: disk, 3 MiB"), "{imported:?}");
+    let piped = bench.disk("p.raw", 2);
+    let mut command = bench.command(&["image", "import", "--name", "two", "-", "-o", "json"]);
+    let ran = Ran::of(command.stdin(File::open(&piped).unwrap()).output().unwrap()).ends_with(0);
+    assert_eq!(ran.json()["name"], "two");
+    assert_eq!(ran.stderr, "", "no progress where there is no terminal");
+
+    bench.run(&["image", "export", "one", "-o", "out.raw"]).ends_with(0);
+    assert!(std::fs::read(bench.path("out.raw")).unwrap() == std::fs::read(&disk).unwrap());
+    assert!(!bench.path("out.raw.part").exists());
+    let streamed = bench.command(&["image", "export", "two", "--part", "disk", "-o", "-"]).output().unwrap();
+    assert!(streamed.stdout == std::fs::read(&piped).unwrap());
+
+    let list = bench.run(&["image", "list"]).ends_with(0).stdout;
+    assert_eq!(list.lines().count(), 3, "{list}");
+    let shown = bench.run(&["image", "show", "one"]).ends_with(0).stdout;
+    assert!(shown.contains("held by       node 1") && shown.contains("3 MiB, raw"), "{shown}");
+
+    let missing = bench.run(&["image", "export", "one", "--part", "kernel", "-o", "x"]).ends_with(5);
+    assert!(missing.stderr.contains("it has disk"), "{missing:?}");
+    bench.run(&["image", "import", "--name", "one", &piped]).ends_with(6);
+    bench.run(&["image", "delete", "one"]).ends_with(0);
+    bench.run(&["image", "show", "one"]).ends_with(5);
+}
+
+#[test]
+fn what_is_no_image_is_refused() {
+    let bench = Bench::new();
+    let _node = bench.node();
+    let text = bench.write("notes.txt", "nothing that boots\n".repeat(100));
+    for arguments in [&["notes.txt"][..], &["--kernel", &text]] {
+        let ran = bench.run(&[&["image", "import", "--name", "x"][..], arguments].concat()).ends_with(6);
+        assert!(ran.stderr.contains("cannot be used"), "{ran:?}");
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_blamed_and_not_the_node() {
+    let bench = Bench::new();
+    let _node = bench.node();
+    // A process's own memory, from its first address: it opens, and the first read fails.
+    let ran = bench.run(&["image", "import", "--name", "x", "/proc/self/mem"]);
+    let blames_file = ran.stderr.contains("/proc/self/mem");
+    assert!(ran.code == 1 && blames_file, "{ran:?}");
+}
+
+#[test]
+fn a_terminal_is_no_place_for_a_disk() {
+    let bench = Bench::new();
+    let pty = nix::pty::openpty(None, None).unwrap();
+    let mut command = bench.command(&["image", "import", "--name", "x", "-", "--addr", "127.0.0.1:1"]);
+    let ran = Ran::of(command.stdin(Stdio::from(pty.slave)).output().unwrap()).ends_with(2);
+    assert!(ran.stderr.contains("pipe the image in"), "{ran:?}");
+}
