@@ -2,4 +2,5 @@
 #![allow(clippy::unwrap_used)]
 
 mod bench;
-mod formation;
+mod consensus;
+mod joining;
