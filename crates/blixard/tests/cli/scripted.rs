@@ -117,8 +117,8 @@ fn waiting_outlives_old_news_broken_streams_and_lost_leaders() {
         Watch::Fault(FaultKind::NoLeader),
         Watch::Open(vec![vm(&json!({ "phase": "preparing" })), vm(&json!({}))]),
     ]));
-    let ran = server.run(&["vm", "start", "web"]).ends_with(0);
-    assert_eq!(ran.stdout, "vm web is running on node 2\n");
+    let view = server.run(&["vm", "start", "web", "-o", "json"]).ends_with(0).json();
+    assert_eq!((&view["phase"], &view["observed_run"]), (&"running".into(), &2.into()));
 }
 
 #[test]
