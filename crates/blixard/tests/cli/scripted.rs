@@ -154,7 +154,7 @@ fn a_terminal_shows_how_far_the_image_is() {
     let server = Scripted::start(watched(vec![Watch::Open(vec![transfer(256), transfer(512)])]));
     let mut session = Session::start(&server.bench, &["vm", "start", "web", "--addr", &server.registry]);
     session.sees("image 50 % of 1 GiB from 2 nodes");
-    session.is_interrupted();
+    session.ends_when_interrupted();
 }
 
 #[test]
