@@ -11,32 +11,33 @@ pub(crate) struct Observation {
     pub(crate) guard: Option<GuardRecord>,
 }
 
-/// Looks at a vm. An end that nobody was there to write down is written down now when `may_record`; the caller then
-/// holds the vm, so that no launch is under way. None where there is no vm.
-pub(crate) fn observe(folder: &Folder, id: &str, may_record: bool) -> Option<Observation> {
+/// Looks at a vm. With `is_held` the caller holds the vm, so that nobody else acts on it: then an end that nobody was
+/// there to write down is written down now, and a launch without a guard is not under way but was interrupted. None
+/// where there is no vm.
+pub(crate) fn observe(folder: &Folder, id: &str, is_held: bool) -> Option<Observation> {
     if !folder.exists() {
         return None;
     }
     let (name, epoch, run, restarts, result) = match folder.spec() {
         Ok(Some(spec)) => {
-            let result = state(folder, spec.epoch, spec.run, may_record);
+            let result = state(folder, spec.epoch, spec.run, is_held);
             (spec.name, spec.epoch, spec.run, spec.restarts, result)
         }
         // The folder is made before its first record.
-        Ok(None) => (String::new(), 0, 0, 0, Ok((interrupted(), None))),
+        Ok(None) => (String::new(), 0, 0, 0, Ok((without_guard(is_held), None))),
         Err(error) => (String::new(), 0, 0, 0, Err(error.to_string())),
     };
     let (state, guard) = result.unwrap_or_else(|detail| (VmState::Damaged { detail }, None));
     Some(Observation { vm: ObservedVm { vm: id.to_owned(), name, epoch, run, restarts, state }, guard })
 }
 
-fn state(folder: &Folder, epoch: u64, run: u64, may_record: bool) -> Result<(VmState, Option<GuardRecord>), String> {
+fn state(folder: &Folder, epoch: u64, run: u64, is_held: bool) -> Result<(VmState, Option<GuardRecord>), String> {
     if let Some(state) = ended(folder, epoch, run)? {
         return Ok((state, None));
     }
     let record = folder.guard().map_err(|error| error.to_string())?;
     let Some(record) = record.filter(|record| (record.epoch, record.run) == (epoch, run)) else {
-        return Ok((interrupted(), None));
+        return Ok((without_guard(is_held), None));
     };
     if record.guard.is_alive() {
         let state = if record.ready { VmState::Running(running(&record)) } else { VmState::Starting };
@@ -51,7 +52,7 @@ fn state(folder: &Folder, epoch: u64, run: u64, may_record: bool) -> Result<(VmS
     let at_ms = now_ms();
     let ran_ms = at_ms.saturating_sub(record.since_ms);
     let exit = ExitRecord { epoch, run, reason: reason.clone(), at_ms, ran_ms };
-    if may_record {
+    if is_held {
         // When it cannot be written (a full disk) the next look finds the same, with a later time.
         let _ = folder.write_exit(&exit);
     }
@@ -74,7 +75,10 @@ fn running(record: &GuardRecord) -> Running {
     }
 }
 
-fn interrupted() -> VmState {
+fn without_guard(is_held: bool) -> VmState {
+    if !is_held {
+        return VmState::Starting;
+    }
     let detail = "it was interrupted before a guard had taken over".to_owned();
     VmState::Exited { reason: ExitReason::LaunchFailed { detail }, at_ms: 0, ran_ms: 0 }
 }

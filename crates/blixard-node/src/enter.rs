@@ -162,7 +162,8 @@ impl Entrance<'_> {
         loop {
             let mut problems = Vec::new();
             for (peer, cluster, secret) in self.ways_in(ticket, &mut problems).await {
-                let request = JoinRequest { cluster, node: self.record.clone(), secret };
+                let incarnation = self.transport.incarnation();
+                let request = JoinRequest { cluster, node: self.record.clone(), incarnation, secret };
                 match join::ask(self.transport, &peer, &request).await {
                     Ok(JoinAnswer::Admitted { cluster, members }) => {
                         self.meet(&members);
@@ -246,13 +247,11 @@ pub(crate) async fn hello(
     cluster: ClusterId,
     others: &[PeerAddress],
 ) -> Result<(), JoinRefusal> {
-    for peer in others {
-        let request = JoinRequest { cluster, node: me.clone(), secret: None };
-        match join::ask(transport, peer, &request).await {
-            Ok(JoinAnswer::Admitted { members, .. }) => {
-                meet(transport, me.id, &members);
-                return Ok(());
-            }
+    let request = JoinRequest { cluster, node: me.clone(), incarnation: transport.incarnation(), secret: None };
+    let answers = futures::future::join_all(others.iter().map(|peer| join::ask(transport, peer, &request))).await;
+    for answer in answers {
+        match answer {
+            Ok(JoinAnswer::Admitted { members, .. }) => meet(transport, me.id, &members),
             Ok(JoinAnswer::Refused(refusal)) => return Err(refusal),
             Ok(JoinAnswer::TryLater(reason)) => tracing::debug!(reason, "a member could not be asked for the others"),
             Err(error) => tracing::debug!(error = format!("{error:#}"), "a member could not be asked for the others"),

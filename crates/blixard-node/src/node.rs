@@ -134,7 +134,7 @@ impl Node {
             (Protocol::Raft, raft.handler()),
             (Protocol::Peer, server.peer_handler()),
             (Protocol::Api, server.handler()),
-            (Protocol::Join, join::handler(raft.clone(), counters.clone())),
+            (Protocol::Join, join::handler(raft.clone(), transport.clone(), counters.clone())),
         ];
         if config.p2p_enabled {
             handlers.push((Protocol::Blobs, images.handler()));
@@ -363,9 +363,11 @@ impl Me {
         }
     }
 
-    fn others(&self) -> Vec<PeerAddress> {
+    /// The other voters: few, and the leader is one of them.
+    fn voters(&self) -> Vec<PeerAddress> {
+        let voters = self.raft.view().voters;
         self.raft.read(|state| {
-            let others = state.nodes.values().filter(|node| node.id != self.record.id);
+            let others = state.nodes.values().filter(|node| node.id != self.record.id && voters.contains(&node.id));
             let address = |node: &NodeRecord| PeerAddress {
                 endpoint: node.endpoint,
                 addresses: node.addresses.clone(),
@@ -425,6 +427,7 @@ async fn keep_access(raft: Raft, transport: Transport, me: NodeId) {
 async fn keep_membership(me: Me, membership: Membership, data: Arc<DataDir>, end: watch::Sender<Option<Ended>>) {
     let id = me.record.id;
     let mut was_member = false;
+    let mut has_said_hello = false;
     let mut registry = None;
     loop {
         let view = me.raft.view();
@@ -463,8 +466,10 @@ async fn keep_membership(me: Me, membership: Membership, data: Arc<DataDir>, end
             }
             None => {}
         }
-        if view.leader.is_none() || view.leader == Some(id) && view.silent_ms.values().all(Option::is_none) {
-            match enter::hello(&me.transport, &me.current(), me.cluster, &me.others()).await {
+        // Once at the start, so that the others let go of connections to the process before this one.
+        if was_member && (view.leader.is_none() || !has_said_hello) {
+            has_said_hello = true;
+            match enter::hello(&me.transport, &me.current(), me.cluster, &me.voters()).await {
                 Err(JoinRefusal::Rejected(Rejection::NodeRemoved)) => {
                     farewell(&me, &membership, &data).await;
                     end.send_replace(Some(Ended::Removed(id)));

@@ -212,7 +212,7 @@ mod tests {
 
     #[test]
     fn the_folder_is_the_first_that_is_named() {
-        let locate = |variables: &'static [(&str, &str)]| {
+        let locate = |variables: &[(&str, &str)]| {
             UserState::locate_by(|name| {
                 variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into())
             })

@@ -20,7 +20,8 @@ pub(super) fn reconcile(me: NodeId, state: &State, local: &LocalView, needs: &Ne
             continue;
         };
         let present = here == Some(LocalImage::Complete);
-        if present != image.holders.contains(&me) {
+        // While it is being imported here, the command that adds it says what there is to say.
+        if here != Some(LocalImage::Importing) && present != image.holders.contains(&me) {
             plan.push(Action::Propose(Change::ReportCopy { image: id, node: me, present }));
         }
         let urgent = needs.get(&id).copied();

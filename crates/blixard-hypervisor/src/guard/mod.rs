@@ -4,7 +4,7 @@
 //! keeps the console log, takes orders on `control.sock`, serves viewers on `console.sock`, and writes down how the run
 //! ended. It never decides to start anything again, and never talks to anybody outside its folder.
 //!
-//! One thread, one loop, no allocation that grows with time: see [`supervise`]. If the guard dies the kernel kills the
+//! One thread, one loop, no allocation that grows with time: see `supervise.rs`. If the guard dies the kernel kills the
 //! hypervisor (parent death signal), so a guest is never without somebody who answers for it.
 //!
 //! ```text

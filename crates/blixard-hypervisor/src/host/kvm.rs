@@ -4,7 +4,7 @@
 
 use std::alloc::{Layout, alloc_zeroed};
 use std::ffi::{OsStr, OsString};
-use std::io::Write;
+use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -48,19 +48,23 @@ const SPEED: &[u8] = &[
     0xb0, b'b', 0xe6, 0xe9, 0xe6, 0xea, // say b; done
 ];
 
-/// Runs both guests; says why KVM is of no use here when it is not.
-pub(crate) fn probe(guard_command: &[OsString]) -> Result<(), String> {
+/// Runs both guests; says why KVM is of no use here when it is not. An error means that the guests could not be tried.
+pub(crate) fn probe(guard_command: &[OsString]) -> io::Result<Result<(), String>> {
     // Opened here first: "no such device" needs no second process to be found out.
-    Kvm::new().map_err(|error| format!("open /dev/kvm: {error}"))?;
+    if let Err(error) = Kvm::new() {
+        return Ok(Err(format!("open /dev/kvm: {error}")));
+    }
     for (name, ..) in STAGES {
         let mut command = guard_command.to_vec();
         command.extend([PROBE_ARGUMENT.into(), name.into()]);
-        let output = process::run_tool(&command, STAGE_TIMEOUT).map_err(|error| format!("{name} probe: {error}"))?;
-        if !output.status.success() {
-            return Err(format!("{name} probe: {} ({})", output.stderr, output.status));
+        match process::run_tool(&command, STAGE_TIMEOUT) {
+            Ok(output) if output.status.success() => {}
+            Ok(output) => return Ok(Err(format!("{name} probe: {} ({})", output.stderr, output.status))),
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => return Ok(Err(format!("{name} probe: {error}"))),
+            Err(error) => return Err(error),
         }
     }
-    Ok(())
+    Ok(Ok(()))
 }
 
 /// Body of the process that runs one guest.

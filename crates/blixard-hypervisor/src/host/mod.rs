@@ -65,7 +65,7 @@ pub(crate) fn probe_accelerator(guard_command: &[OsString], cache: &Path) -> io:
     {
         return Ok(probed);
     }
-    let probed = Probed { boot_id, kvm: kvm::probe(guard_command), tsc_khz: tsc::measure_khz() };
+    let probed = Probed { boot_id, kvm: kvm::probe(guard_command)?, tsc_khz: tsc::measure_khz() };
     write_record(cache, &probed)?;
     Ok(probed)
 }

@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Child;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
@@ -71,7 +71,8 @@ pub struct QemuDriver {
     root: Root,
     guard_command: Vec<OsString>,
     options: QemuOptions,
-    probed: OnceLock<Probed>,
+    /// Found out once, by whoever asks first; the others wait for the answer.
+    probed: Mutex<Option<Probed>>,
     /// Guards that are children of this process, to be reaped when they end.
     children: Mutex<Vec<Child>>,
     /// The guards that the last list showed as alive.
@@ -91,7 +92,7 @@ impl QemuDriver {
             root: Root::open(root)?,
             guard_command,
             options,
-            probed: OnceLock::new(),
+            probed: Mutex::new(None),
             children: Mutex::new(vec![]),
             watched: Mutex::new(vec![]),
             nudge,
@@ -100,15 +101,16 @@ impl QemuDriver {
 
     /// Whether KVM runs guests here, or why not. The first call after a start of the host takes a second or two.
     pub fn kvm(&self) -> io::Result<Result<(), String>> {
-        Ok(self.probed()?.kvm.clone())
+        Ok(self.probed()?.kvm)
     }
 
-    fn probed(&self) -> io::Result<&Probed> {
-        if let Some(probed) = self.probed.get() {
-            return Ok(probed);
+    fn probed(&self) -> io::Result<Probed> {
+        let mut probed = self.probed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(probed) = &*probed {
+            return Ok(probed.clone());
         }
-        let probed = host::probe_accelerator(&self.guard_command, &self.root.path().join(PROBE_CACHE))?;
-        Ok(self.probed.get_or_init(|| probed))
+        let found = host::probe_accelerator(&self.guard_command, &self.root.path().join(PROBE_CACHE))?;
+        Ok(probed.insert(found).clone())
     }
 
     fn folder(&self, vm: &str) -> Option<Folder> {
@@ -118,7 +120,7 @@ impl QemuDriver {
     fn observe(&self, vm: &str) -> Option<Observation> {
         self.reap();
         let held = self.root.hold(vm);
-        // A launch that is under way is no reason to wait: its records say "starting".
+        // A launch that is under way is no reason to wait: it is seen as starting.
         let guard = held.try_lock();
         observe(&self.folder(vm)?, vm, guard.is_ok())
     }

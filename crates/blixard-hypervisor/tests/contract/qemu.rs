@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use blixard_hypervisor::{
     Accelerator, AcceleratorChoice, BaseDisk, Boot, DiskFormat, Driver, ExitReason, LaunchError, LaunchSpec,
-    PortForward, Protocol, Seed, VmState, inspect_disk,
+    PortForward, Protocol, QemuDriver, QemuOptions, Seed, VmState, inspect_disk,
 };
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
@@ -34,6 +34,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("the_best_accelerator_is_found", the_best_accelerator_is_found),
     ("a_disk_image_boots_by_itself", a_disk_image_boots_by_itself),
     ("a_damaged_record_of_a_guard_does_not_save_it", a_damaged_record_of_a_guard_does_not_save_it),
+    ("what_a_failing_hypervisor_says_is_told", what_a_failing_hypervisor_says_is_told),
     ("what_does_not_fit_this_host_is_refused", what_does_not_fit_this_host_is_refused),
 ];
 
@@ -313,6 +314,18 @@ fn a_damaged_record_of_a_guard_does_not_save_it(bench: &QemuBench) {
     await_gone(processes.hypervisor);
 }
 
+fn what_a_failing_hypervisor_says_is_told(bench: &QemuBench) {
+    use std::os::unix::fs::PermissionsExt;
+    let script = bench.scratch().join("qemu");
+    std::fs::write(&script, "#!/bin/sh\necho 'no luck today' >&2\nexit 3\n").unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let options = QemuOptions { qemu: script, accelerator: AcceleratorChoice::Tcg, ..QemuOptions::default() };
+    let guard = vec![std::env::current_exe().unwrap().into(), GUARD_ARGUMENT.into()];
+    let driver = QemuDriver::new(bench.root(), guard, options).unwrap();
+    let error = driver.launch(&bench.obedient()).unwrap_err();
+    assert!(error.to_string().contains("no luck today"), "{error}");
+}
+
 fn what_does_not_fit_this_host_is_refused(bench: &QemuBench) {
     let driver = bench.driver();
     let refused = |bend: &dyn Fn(&mut LaunchSpec)| {
@@ -331,6 +344,15 @@ fn what_does_not_fit_this_host_is_refused(bench: &QemuBench) {
     assert!(too_small.contains("smaller than its image"), "{too_small}");
     let missing = || Boot::Disk(BaseDisk { path: "/no/such/image".into(), format: DiskFormat::Qcow2 });
     assert!(refused(&|spec| spec.boot = missing()).contains("/no/such/image"));
+    let options = QemuOptions { qemu: "no-such-qemu".into(), ..QemuOptions::default() };
+    let without_qemu = QemuDriver::new(bench.root(), vec!["no-such-guard".into()], options).unwrap();
+    assert!(without_qemu.launch(&bench.obedient()).unwrap_err().to_string().contains("install QEMU"));
+    let other_root = bench.scratch().join("other");
+    let options = QemuOptions { accelerator: AcceleratorChoice::Tcg, ..QemuOptions::default() };
+    let without_guard = QemuDriver::new(&other_root, vec!["no-such-guard".into()], options).unwrap();
+    without_guard.launch(&bench.obedient()).unwrap_err();
+    let seen = state(&without_guard, &bench.obedient().vm);
+    assert!(matches!(&seen, VmState::Exited { reason: ExitReason::LaunchFailed { .. }, .. }), "{seen:?}");
     let guard = |arguments: &[&str]| {
         let exe = std::env::current_exe().unwrap();
         let output = Command::new(exe).arg(GUARD_ARGUMENT).args(arguments).output().unwrap();

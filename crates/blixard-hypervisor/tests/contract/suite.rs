@@ -27,6 +27,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("the_log_goes_on_over_runs", the_log_goes_on_over_runs),
     ("remove_leaves_nothing", remove_leaves_nothing),
     ("a_damaged_record_hides_no_other_vm", a_damaged_record_hides_no_other_vm),
+    ("several_vms_start_at_once", several_vms_start_at_once),
     ("unknown_vms_are_named", unknown_vms_are_named),
     ("a_bad_spec_is_refused", a_bad_spec_is_refused),
 ];
@@ -258,6 +259,32 @@ fn a_damaged_record_hides_no_other_vm(bench: &dyn Bench) {
     assert!(matches!(driver.launch(&again), Err(LaunchError::Unsuitable { .. })));
     driver.remove(damaged).unwrap();
     driver.launch(&again).unwrap();
+}
+
+fn several_vms_start_at_once(bench: &dyn Bench) {
+    let driver = bench.open();
+    let specs = [10, 11, 12].map(|number| {
+        let mut spec = bench.stubborn();
+        spec.vm = format!("{number}{}", &spec.vm[2..]);
+        spec
+    });
+    let driver = &*driver;
+    std::thread::scope(|scope| {
+        for spec in &specs {
+            // Twice each: the second order finds the first carried out.
+            scope.spawn(move || driver.launch(spec).unwrap());
+            scope.spawn(move || driver.launch(spec).unwrap());
+        }
+        // Meanwhile a vm is starting or runs, and never looks like a failure.
+        while driver.list().unwrap().iter().filter(|seen| is_running(&seen.state)).count() < specs.len() {
+            for seen in driver.list().unwrap() {
+                assert!(matches!(seen.state, VmState::Starting | VmState::Running(_)), "{seen:?}");
+            }
+        }
+    });
+    for spec in &specs {
+        driver.kill(&spec.vm).unwrap();
+    }
 }
 
 fn unknown_vms_are_named(bench: &dyn Bench) {

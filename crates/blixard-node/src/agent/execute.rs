@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use blixard_core::{Action, Actor, Change, Command, ImageId, Order, VmId};
+use blixard_core::{Action, Actor, Change, Command, EndpointId, ImageId, Manifest, Order, VmId};
 
 use super::Agent;
 use super::observe::LaunchFailure;
@@ -96,13 +96,7 @@ impl Agent {
     }
 
     async fn fetch(&self, image: ImageId, urgent: bool) {
-        let found = self.inner.raft.read(|state| {
-            let image = state.images.get(&image)?;
-            let others = image.holders.iter().filter(|node| **node != self.inner.me);
-            let sharing = others.filter_map(|node| state.nodes.get(node)).filter(|node| node.shares_images);
-            Some((image.manifest.clone(), sharing.map(|node| node.endpoint).collect::<Vec<_>>()))
-        });
-        let Some((manifest, sources)) = found else { return };
+        let Some((manifest, sources)) = self.sources(image) else { return };
         let priority = if urgent { Priority::VmWaiting } else { Priority::Copy };
         // Kept before the first byte comes, or what has come could be collected as garbage.
         if let Err(error) = self.inner.images.keep(image, &manifest).await {
@@ -110,13 +104,38 @@ impl Agent {
             tracing::warn!(%image, error = format!("{error:#}"), "the image cannot be kept; it is tried again");
             return;
         }
+        self.desk().sources.insert(image, sources.clone());
         self.inner.transfers.want(image, manifest, sources, priority);
+    }
+
+    /// Tells a transfer in hand when other nodes hold the image than when it was ordered.
+    pub(super) fn refresh_sources(&self, image: ImageId, priority: Priority) {
+        let Some((manifest, sources)) = self.sources(image) else { return };
+        if self.desk().sources.get(&image) == Some(&sources) {
+            return;
+        }
+        self.desk().sources.insert(image, sources.clone());
+        self.inner.transfers.want(image, manifest, sources, priority);
+    }
+
+    /// What an image is made of and the other nodes that hold and share it; nothing when it is not in the catalog.
+    fn sources(&self, image: ImageId) -> Option<(Manifest, Vec<EndpointId>)> {
+        self.inner.raft.read(|state| {
+            let image = state.images.get(&image)?;
+            let others = image.holders.iter().filter(|node| **node != self.inner.me);
+            let sharing = others.filter_map(|node| state.nodes.get(node)).filter(|node| node.shares_images);
+            Some((image.manifest.clone(), sharing.map(|node| node.endpoint).collect()))
+        })
     }
 
     async fn drop_image(&self, image: ImageId) {
         tracing::info!(image = %image.short(), "dropping an image that is not in the catalog");
         self.inner.transfers.cancel(image);
-        self.desk().complete.remove(&image);
+        {
+            let mut desk = self.desk();
+            desk.complete.remove(&image);
+            desk.sources.remove(&image);
+        }
         if let Err(error) = self.inner.images.drop_image(image).await {
             self.inner.counters.agent_failures.add(1);
             tracing::warn!(%image, error = format!("{error:#}"), "the image cannot be dropped; it is tried again");

@@ -20,7 +20,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use blixard_core::{ImageId, NodeId, UnixMs, VmId};
+use blixard_core::{EndpointId, ImageId, NodeId, UnixMs, VmId};
 use blixard_hypervisor::{ConsoleError, Driver, LogChunk, LogError, LogPosition, LogSpan, VmState};
 use tokio::sync::Notify;
 
@@ -63,6 +63,10 @@ struct Desk {
     launch_failures: BTreeMap<VmId, observe::LaunchFailure>,
     importing: BTreeSet<ImageId>,
     complete: BTreeSet<ImageId>,
+    /// Where each transfer was last told to fetch from.
+    sources: BTreeMap<ImageId, Vec<EndpointId>>,
+    /// Guests that were asked to stop, and when that was first seen.
+    stopping: BTreeMap<VmId, UnixMs>,
 }
 
 /// What only this node knows of a vm.

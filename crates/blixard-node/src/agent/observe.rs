@@ -22,12 +22,14 @@ pub(super) struct LaunchFailure {
     pub(super) at: UnixMs,
 }
 
-fn local_state(state: VmState) -> LocalVmState {
+/// What a driver sees, in the words of the plan. `stopping_since` is when this process first saw the guest asked to stop.
+fn local_state(state: VmState, stopping_since: UnixMs) -> LocalVmState {
     match state {
         VmState::Starting => LocalVmState::Busy { what: blixard_core::Order::Launch },
-        VmState::Running(running) => {
-            LocalVmState::Running { stopping: running.stopping, since: UnixMs(running.since_ms) }
+        VmState::Running(running) if running.stopping => {
+            LocalVmState::Running { stopping: true, since: stopping_since }
         }
+        VmState::Running(running) => LocalVmState::Running { stopping: false, since: UnixMs(running.since_ms) },
         VmState::Exited { reason: ExitReason::LaunchFailed { detail }, at_ms, .. } => {
             LocalVmState::LaunchFailed { reason: detail, at: UnixMs(at_ms) }
         }
@@ -54,7 +56,19 @@ impl Agent {
             self.blocking(|driver| driver.list()).await.context("list the vms on this host")?
         {
             match vm.parse::<VmId>() {
-                Ok(id) => drop(view.vms.insert(id, LocalVm { epoch, run, restarts, state: local_state(state) })),
+                Ok(id) => {
+                    // Guards carry out stops by themselves; the time is only for a guard that does not.
+                    let stopping_since = {
+                        let mut desk = self.desk();
+                        if matches!(&state, VmState::Running(running) if running.stopping) {
+                            *desk.stopping.entry(id).or_insert_with(clock::now)
+                        } else {
+                            desk.stopping.remove(&id);
+                            clock::now()
+                        }
+                    };
+                    view.vms.insert(id, LocalVm { epoch, run, restarts, state: local_state(state, stopping_since) });
+                }
                 Err(_) => tracing::debug!(vm, "a folder among the vms is not one of a vm"),
             }
         }
@@ -98,13 +112,16 @@ impl Agent {
                 continue;
             }
             let found = match self.inner.transfers.status(image) {
-                Some(status) => Some(match status.state {
-                    TransferState::Queued | TransferState::Running => {
-                        LocalImage::Fetching { urgent: status.priority == Priority::VmWaiting }
-                    }
-                    // The queue tries again by itself; what is left to the plan is to say so.
-                    TransferState::Failed { .. } => LocalImage::Failed { retry_at: clock::now().plus_ms(1000) },
-                }),
+                Some(status) => {
+                    self.refresh_sources(image, status.priority);
+                    Some(match status.state {
+                        TransferState::Queued | TransferState::Running => {
+                            LocalImage::Fetching { urgent: status.priority == Priority::VmWaiting }
+                        }
+                        // The queue tries again by itself; what is left to the plan is to say so.
+                        TransferState::Failed { .. } => LocalImage::Failed { retry_at: clock::now().plus_ms(1000) },
+                    })
+                }
                 None => {
                     let manifest = self.inner.raft.read(|state| state.images.get(&image).map(|i| i.manifest.clone()));
                     match manifest {

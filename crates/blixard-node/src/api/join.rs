@@ -30,6 +30,8 @@ pub(crate) struct JoinRequest {
     pub(crate) cluster: ClusterId,
     /// The node as it describes itself; its key must be the one it connects with.
     pub(crate) node: Node,
+    /// Drawn anew at each start of the node's process: another number means that its connections of before are dead.
+    pub(crate) incarnation: u64,
     /// What lets it in; a member needs none.
     pub(crate) secret: Option<TicketSecret>,
 }
@@ -86,7 +88,12 @@ fn members(raft: &Raft) -> Vec<Member> {
     })
 }
 
-async fn decide(raft: &Raft, request: JoinRequest, caller: blixard_core::EndpointId) -> JoinAnswer {
+async fn decide(
+    raft: &Raft,
+    transport: &Transport,
+    request: JoinRequest,
+    caller: blixard_core::EndpointId,
+) -> JoinAnswer {
     let Some(cluster) = raft.read(|state| state.cluster) else {
         return JoinAnswer::TryLater("this node is not part of a cluster yet".into());
     };
@@ -95,6 +102,9 @@ async fn decide(raft: &Raft, request: JoinRequest, caller: blixard_core::Endpoin
     }
     if request.node.endpoint != caller {
         return JoinAnswer::Refused(JoinRefusal::OtherKey);
+    }
+    if raft.read(|state| state.node_of(&caller).is_some()) {
+        transport.met(caller, request.incarnation);
     }
     // A member whose record is up to date gets its answer even while the cluster has no leader.
     let known = raft.read(|state| state.nodes.get(&request.node.id).cloned());
@@ -123,7 +133,13 @@ async fn decide(raft: &Raft, request: JoinRequest, caller: blixard_core::Endpoin
     }
 }
 
-async fn serve(raft: Raft, counters: Arc<Counters>, places: Arc<Semaphore>, connection: Connection) {
+async fn serve(
+    raft: Raft,
+    transport: Transport,
+    counters: Arc<Counters>,
+    places: Arc<Semaphore>,
+    connection: Connection,
+) {
     let exchange = async {
         let _place = places.acquire().await.context("wait for a place")?;
         let (mut send, mut recv) = connection.accept_bi().await.context("accept the request's stream")?;
@@ -131,8 +147,10 @@ async fn serve(raft: Raft, counters: Arc<Counters>, places: Arc<Semaphore>, conn
         let request: JoinRequest = postcard::from_bytes(&request).context("decode the request")?;
         let caller = blixard_core::EndpointId(*connection.remote_id().as_bytes());
         let (node, address) = (request.node.id, request.node.addresses.clone());
-        let answer = decide(&raft, request, caller).await;
+        let was_member = raft.read(|state| state.node_of(&caller).is_some());
+        let answer = decide(&raft, &transport, request, caller).await;
         match &answer {
+            JoinAnswer::Admitted { .. } if was_member => tracing::debug!(%node, ?address, "a member said hello"),
             JoinAnswer::Admitted { .. } => tracing::info!(%node, ?address, "let a node in"),
             JoinAnswer::Refused(reason) => {
                 counters.joins_refused.add(1);
@@ -156,9 +174,11 @@ async fn serve(raft: Raft, counters: Arc<Counters>, places: Arc<Semaphore>, conn
 }
 
 /// The handler of the join protocol.
-pub(crate) fn handler(raft: Raft, counters: Arc<Counters>) -> crate::transport::Handler {
+pub(crate) fn handler(raft: Raft, transport: Transport, counters: Arc<Counters>) -> crate::transport::Handler {
     let places = Arc::new(Semaphore::new(STRANGERS_MAX));
-    crate::transport::handler(move |connection| serve(raft.clone(), counters.clone(), places.clone(), connection))
+    crate::transport::handler(move |connection| {
+        serve(raft.clone(), transport.clone(), counters.clone(), places.clone(), connection)
+    })
 }
 
 /// Asks one member.

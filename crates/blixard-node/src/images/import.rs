@@ -11,10 +11,13 @@ use iroh_blobs::api::TempTag;
 use iroh_blobs::api::blobs::AddProgressItem;
 use tokio::sync::mpsc;
 
-use super::{BlobError, Images};
+use super::{BlobError, Images, NoSpace};
 
 /// Chunks that may wait between the source and the disk: enough that neither waits for the other's every step.
 const WAITING_CHUNKS: usize = 8;
+
+/// How often the free space is looked at. Less than what is always left free, so that the disk is never found full.
+const CHECK_EVERY_BYTES: u64 = 64 << 20;
 
 /// Bytes could not be taken in. What was written of them is removed.
 #[derive(Debug, thiserror::Error)]
@@ -26,11 +29,8 @@ pub enum ImportError {
     #[error("the source could not be read to its end: {0}")]
     Source(#[source] io::Error),
     /// The disk is full.
-    #[error("no space is left on the disk of {dir}: free some, or move the data directory to a larger disk")]
-    NoSpace {
-        /// The directory that was written to.
-        dir: String,
-    },
+    #[error(transparent)]
+    NoSpace(#[from] NoSpace),
     /// The store failed.
     #[error("the blob store could not take it in: {0}")]
     Storage(String),
@@ -65,7 +65,7 @@ impl Images {
         let under_way = self.inner.imports.begin();
         let (sender, receiver) = mpsc::channel(WAITING_CHUNKS);
         let mut added = std::pin::pin!(self.add(receiver));
-        let mut pumped = std::pin::pin!(pump(bytes, sender));
+        let mut pumped = std::pin::pin!(self.pump(bytes, sender));
         // A source that fails ends the import by dropping it: the store knows no other way, and waits for more instead.
         let added = tokio::select! {
             pumped = &mut pumped => {
@@ -74,17 +74,46 @@ impl Images {
             }
             added = &mut added => added,
         };
-        let guard = added.map_err(|error| match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                ImportError::NoSpace { dir: self.inner.files.data_path.display().to_string() }
+        let guard = match added {
+            Ok(guard) => guard,
+            Err(error) => {
+                // The store's own error for a full disk is not always one.
+                self.check_space(CHECK_EVERY_BYTES).await?;
+                return Err(ImportError::Storage(error.to_string()));
             }
-            _ => ImportError::Storage(error.to_string()),
-        })?;
+        };
         let hash = BlobHash(*guard.hash().as_bytes());
         self.seal(hash).await?;
         let bytes = self.complete_bytes(hash).await?.ok_or(BlobError::NotWhole(hash))?;
         under_way.succeeded();
         Ok(ImportedBlob { hash, bytes, _guard: guard })
+    }
+
+    /// Hands the source's bytes on for as long as there is room for them. Ends early, and well, when the store takes no
+    /// more: it says why itself.
+    async fn pump(
+        &self,
+        bytes: impl Stream<Item = io::Result<Bytes>> + Send,
+        sender: mpsc::Sender<Bytes>,
+    ) -> Result<(), ImportError> {
+        let mut bytes = std::pin::pin!(bytes);
+        let mut length = 0u64;
+        let mut checked = 0;
+        while let Some(chunk) = bytes.next().await {
+            let chunk = chunk.map_err(ImportError::Source)?;
+            if chunk.is_empty() {
+                continue;
+            }
+            length += chunk.len() as u64;
+            if length > checked {
+                self.check_space(CHECK_EVERY_BYTES.max(chunk.len() as u64)).await?;
+                checked = length + CHECK_EVERY_BYTES;
+            }
+            if sender.send(chunk).await.is_err() {
+                break;
+            }
+        }
+        if length == 0 { Err(ImportError::Empty) } else { Ok(()) }
     }
 
     async fn add(&self, receiver: mpsc::Receiver<Bytes>) -> io::Result<TempTag> {
@@ -102,26 +131,6 @@ impl Images {
         }
         Err(io::Error::other("the store ended the import without saying why"))
     }
-}
-
-/// Hands the source's bytes on. Ends early, and well, when the store takes no more: it says why itself.
-async fn pump(
-    bytes: impl Stream<Item = io::Result<Bytes>> + Send,
-    sender: mpsc::Sender<Bytes>,
-) -> Result<(), ImportError> {
-    let mut bytes = std::pin::pin!(bytes);
-    let mut is_empty = true;
-    while let Some(chunk) = bytes.next().await {
-        let chunk = chunk.map_err(ImportError::Source)?;
-        if chunk.is_empty() {
-            continue;
-        }
-        is_empty = false;
-        if sender.send(chunk).await.is_err() {
-            break;
-        }
-    }
-    if is_empty { Err(ImportError::Empty) } else { Ok(()) }
 }
 
 /// The files of imports that are under way. The store leaves the file of a failed one behind; it is removed when no other

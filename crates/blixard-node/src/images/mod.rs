@@ -25,8 +25,10 @@ mod import;
 mod keep;
 mod pieces;
 mod seal;
+mod space;
 #[cfg(test)]
 pub(crate) mod tests;
+mod workers;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -46,6 +48,7 @@ use crate::transport::{Handler, Transport};
 pub use export::ExportError;
 pub use fetch::{FetchError, Progress};
 pub use import::{ImportError, ImportedBlob};
+pub use space::NoSpace;
 
 use collect::Collector;
 use import::Imports;
@@ -133,8 +136,8 @@ impl Images {
         Box::new(BlobsProtocol::new(&self.inner.store, Some(events)))
     }
 
-    /// The file of a blob, to be opened for reading in place. It stays the same file, unwritten, for as long as an image
-    /// keeps the blob; whoever has it open can read on after that.
+    /// The file of a blob, to be opened for reading in place. It stays there, unwritten, for as long as an image keeps the
+    /// blob; whoever has it open can read on after that.
     ///
     /// # Errors
     /// When the blob is not on this node as a whole.
@@ -142,7 +145,7 @@ impl Images {
         let Some(bytes) = self.complete_bytes(hash).await? else { return Err(BlobError::NotWhole(hash)) };
         let path = self.inner.files.data_path(&Hash::from_bytes(hash.0));
         match tokio::fs::metadata(&path).await {
-            Ok(meta) if meta.len() == bytes && seal::is_sealed(&meta) => Ok(path),
+            Ok(meta) if seal::is_sealed(&meta, bytes) => Ok(path),
             Ok(meta) if meta.len() == bytes => Err(BlobError::NotWhole(hash)),
             _ => Err(BlobError::Damaged { hash, path: path.display().to_string() }),
         }
@@ -154,7 +157,7 @@ impl Images {
     /// When the store does not answer.
     pub async fn is_complete(&self, manifest: &Manifest) -> Result<bool, BlobError> {
         for part in manifest.parts() {
-            if self.complete_bytes(part.hash).await? != Some(part.bytes) || !self.is_sealed(part.hash).await {
+            if self.complete_bytes(part.hash).await? != Some(part.bytes) || !self.is_sealed(part).await {
                 return Ok(false);
             }
         }
@@ -178,6 +181,12 @@ impl Images {
     /// and the space of dropped images is not freed.
     pub fn collects(&self) -> bool {
         self.inner.collector.is_alive()
+    }
+
+    /// Whether the store answers. Once it does not, because its disk failed or was filled by others, it does not until the
+    /// node is restarted.
+    pub async fn is_alive(&self) -> bool {
+        self.inner.store.sync_db().await.is_ok()
     }
 
     /// Writes everything out and closes the store. What is called after this fails.

@@ -61,6 +61,7 @@ struct Slot {
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct Connections {
+    incarnations: Arc<Mutex<HashMap<EndpointId, u64>>>,
     slots: Arc<Mutex<HashMap<(EndpointId, Protocol), Arc<tokio::sync::Mutex<Slot>>>>>,
 }
 
@@ -72,6 +73,24 @@ impl Connections {
             // A slot that is busy dialling has no backoff to lift.
             if let Ok(mut slot) = slot.try_lock() {
                 slot.not_before = None;
+            }
+        }
+    }
+
+    /// Lets go of connections to an earlier process of a peer.
+    pub(super) fn met(&self, peer: EndpointId, incarnation: u64) {
+        let before = self.incarnations.lock().expect("no holder of this lock panics").insert(peer, incarnation);
+        if before == Some(incarnation) {
+            return;
+        }
+        let slots = self.slots.lock().expect("no holder of this lock panics");
+        for (_, slot) in slots.iter().filter(|((key, _), _)| *key == peer) {
+            // A slot that is busy dialling holds no connection yet.
+            if let Ok(mut slot) = slot.try_lock() {
+                slot.not_before = None;
+                if let Some(connection) = slot.connection.take() {
+                    connection.close(0u32.into(), b"the peer was restarted");
+                }
             }
         }
     }

@@ -112,6 +112,7 @@ struct Inner {
     book: MemoryLookup,
     access: AccessList,
     connections: Connections,
+    incarnation: u64,
     router: std::sync::Mutex<Option<Router>>,
 }
 
@@ -149,7 +150,10 @@ impl Transport {
         builder = builder.relay_mode(if relays.is_empty() { RelayMode::Disabled } else { RelayMode::custom(relays) });
         let bound = config.bind.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let endpoint = builder.bind().await.with_context(|| format!("bind UDP {bound}"))?;
-        let inner = Inner { endpoint, book, access, connections, router: std::sync::Mutex::new(None) };
+        let mut incarnation = [0; 8];
+        getrandom::fill(&mut incarnation).context("draw a number for this process")?;
+        let incarnation = u64::from_le_bytes(incarnation);
+        let inner = Inner { endpoint, book, access, connections, incarnation, router: std::sync::Mutex::new(None) };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -202,6 +206,17 @@ impl Transport {
     /// When the peer cannot be reached in time, or was found unreachable a moment ago.
     pub async fn connect(&self, peer: EndpointId, protocol: Protocol) -> Result<Connection, ConnectError> {
         self.inner.connections.get(&self.inner.endpoint, peer, protocol).await
+    }
+
+    /// A number drawn anew for each process, by which peers tell that this one was restarted.
+    pub fn incarnation(&self) -> u64 {
+        self.inner.incarnation
+    }
+
+    /// Notes which process of a peer is alive. Connections to an earlier one are dead, though nothing has said so yet: they
+    /// are let go, so that nobody waits for them to time out.
+    pub fn met(&self, peer: EndpointId, incarnation: u64) {
+        self.inner.connections.met(peer, incarnation);
     }
 
     /// Ends what is served, then closes the endpoint, so that peers learn of it at once.

@@ -103,9 +103,9 @@ fn node_state(seen: &GroupSeen, node: NodeId, me: NodeId) -> NodeState {
     if seen.reachable.contains(&node) {
         return NodeState::Ready;
     }
-    match seen.group.silent_ms.get(&node) {
-        None | Some(None) => NodeState::Joining,
-        Some(Some(_)) => NodeState::Unreachable,
+    match seen.group.role(node) {
+        None => NodeState::Joining,
+        Some(_) => NodeState::Unreachable,
     }
 }
 
