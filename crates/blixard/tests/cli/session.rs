@@ -60,9 +60,9 @@ impl Session {
         eventually("a raw terminal", || self.is_raw().then_some(()));
     }
 
-    /// Whether the command ends when its terminal sends it an interrupt.
+    /// Interrupts the command, which has to end by that.
     #[track_caller]
-    pub(crate) fn is_interrupted(mut self) {
+    pub(crate) fn ends_when_interrupted(mut self) {
         crate::bench::signal(&self.child, nix::sys::signal::Signal::SIGINT);
         let status = eventually("the end of the command", || self.child.try_wait().unwrap());
         assert_eq!(status.code(), Some(130), "{:?}", self.seen);
