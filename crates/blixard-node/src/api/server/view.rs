@@ -87,7 +87,7 @@ impl Server {
         });
         let mut view = LiveView { transfer, ..LiveView::default() };
         if let Some(blixard_hypervisor::VmState::Running(running)) = live.state {
-            view.pid = Some(running.pid);
+            view.pid = Some(running.pid).filter(|pid| *pid != 0);
             view.accelerator = Some(running.accelerator.to_string());
             view.confinement = Some(format!("{}; limits: {}", running.confinement.process, running.confinement.limits));
         }
