@@ -26,8 +26,7 @@ use tokio::sync::watch;
 
 use crate::config::RaftConfig;
 use crate::transport::{Handler, Transport};
-use group::OpenRaft;
-use machine::Machine;
+use machine::{Machine, OpenRaft};
 use wire::{Forwarded, Request};
 
 /// How long a proposal or a linearizable read looks for a leader and waits for its answer.
