@@ -91,7 +91,9 @@ async fn whoever_may_not_join_is_told_why() {
     let good = client.create_token(&ANYBODY).await.unwrap();
     let ticket: Ticket = good.ticket.parse().unwrap();
     let joining = async |id: u64, ticket: &Ticket| {
-        bench.try_start_as("guest", &bench.config(id, &[("join", &ticket.to_string())])).await
+        let mut config = bench.config(id, &[("join", &ticket.to_string())]);
+        config.data_dir = bench.path("guest's data");
+        bench.try_start_as("guest", &config).await
     };
 
     let foreign = ClusterId([7; 32]);
@@ -302,6 +304,7 @@ async fn a_removed_node_is_told_so() {
     assert!(matches!(bench.try_start(&configs[1]).await.map(drop), Err(StartError::Removed(NodeId(2)))));
 
     // One that was down at the time learns of it when it comes back.
+    until("the first node to vote alone", async || voters(&client).await == Some(1)).await;
     nodes.remove(1).shutdown().await;
     client.remove_node(NodeId(3), false).await.unwrap();
     match bench.try_start(&configs[2]).await {
