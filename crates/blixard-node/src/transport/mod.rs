@@ -21,7 +21,7 @@ use std::time::Duration;
 use anyhow::Context;
 use blixard_core::EndpointId;
 use iroh::address_lookup::MemoryLookup;
-use iroh::endpoint::{PortmapperConfig, QuicTransportConfig, VarInt, presets};
+use iroh::endpoint::{BindOpts, PortmapperConfig, QuicTransportConfig, VarInt, presets};
 use iroh::protocol::{AcceptError, DynProtocolHandler, ProtocolHandler, Router};
 use iroh::{Endpoint, EndpointAddr, RelayMode, TransportAddr};
 
@@ -142,7 +142,10 @@ impl Transport {
             .transport_config(quic)
             .hooks(access.hook(connections.clone()));
         for address in &config.bind {
-            builder = builder.bind_addr(*address).with_context(|| format!("use {address} as an address to bind"))?;
+            // Every address there is of a family may be none: a host can be without IPv6.
+            let options = BindOpts::default().set_is_required(!(address.is_ipv6() && address.ip().is_unspecified()));
+            let with = builder.bind_addr_with_opts(*address, options);
+            builder = with.with_context(|| format!("use {address} as an address to bind"))?;
         }
         let relays = config
             .relays
