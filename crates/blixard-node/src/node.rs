@@ -1,5 +1,10 @@
 //! The composition root: builds the rooms, wires them, and stops them in reverse order. Nothing else knows everybody.
 
+mod data_dir;
+mod enter;
+mod tasks;
+mod upkeep;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -7,34 +12,31 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use blixard_core::{
-    Actor, Capacity, Change, ClusterId, Command, Node as NodeRecord, NodeId, Rejection, Resources, UnixMs,
-};
+use blixard_core::{Capacity, ClusterId, Node as NodeRecord, NodeId, Resources, UnixMs};
 use blixard_hypervisor::{Driver, FakeDriver, QemuDriver, QemuOptions};
 use tokio::sync::watch;
 
 use crate::agent::Agent;
-use crate::api::bootstrap::Bootstrap;
 use crate::api::join::{self, JoinRefusal};
 use crate::api::server::Server;
-use crate::clock;
 use crate::config::{HypervisorKind, NodeConfig};
 use crate::counters::Counters;
-use crate::data_dir::{DataDir, Membership};
-use crate::enter::{self, Entrance};
 use crate::http::Stage;
 use crate::images::Images;
 use crate::raft::Raft;
-use crate::tasks::Tasks;
 use crate::transfers::Transfers;
-use crate::transport::{PeerAddress, Protocol, Registry, Ticket, Transport, TransportConfig, load_or_create_key};
+use crate::transport::{Protocol, Registry, SecretKey, Ticket, Transport, TransportConfig, load_or_create_key};
 use crate::user::UserState;
 use crate::{http, leader};
+use data_dir::DataDir;
+use enter::Entrance;
+use tasks::Tasks;
+use upkeep::{Me, keep_access, keep_membership};
 
-/// How often a node checks that what the cluster knows of it is right, and that it still hears from a leader.
-const UPKEEP_EVERY: Duration = Duration::from_secs(1);
-/// How long a removed node goes on taking part, so that its vote is not missed before the others have changed the group.
-const FAREWELL: Duration = Duration::from_secs(10);
+/// How long a stopped node waits for requests in hand to end. They fail as soon as they notice.
+const LET_GO: Duration = Duration::from_secs(5);
+/// How often it looks.
+const LET_GO_POLL: Duration = Duration::from_millis(5);
 /// Memory left to the host itself, at least.
 const HOST_MEMORY_MIB: u64 = 512;
 /// The file with the disk space measured at the first start.
@@ -69,9 +71,7 @@ pub enum Ended {
 /// A running node.
 pub struct Node {
     tasks: Tasks,
-    transport: Transport,
-    raft: Raft,
-    images: Images,
+    ground: Ground,
     transfers: Transfers,
     ended: watch::Receiver<Option<Ended>>,
     registry: PathBuf,
@@ -93,27 +93,28 @@ impl Node {
         };
         enter::check_membership(&data, &config, ticket.as_ref())?;
         let key = load_or_create_key(&data.join("node.key"))?;
-        let transport =
-            Transport::open(TransportConfig { key, bind: binds(&config), relays: config.relays.clone() }).await?;
-        let started = Self::start_rooms(config, user, data, transport.clone(), ticket).await;
-        if started.is_err() {
-            transport.close().await;
+        let ground = Ground::open(&config, &data, key).await?;
+        let started = Self::start_rooms(config, user, data, ground.clone(), ticket).await;
+        match started {
+            Ok(node) => Ok(node),
+            Err(error) => {
+                ground.close().await;
+                Err(error)
+            }
         }
-        started
     }
 
     async fn start_rooms(
         config: NodeConfig,
         user: UserState,
         data: Arc<DataDir>,
-        transport: Transport,
+        ground: Ground,
         ticket: Option<Ticket>,
     ) -> Result<Self, StartError> {
+        let Ground { transport, raft, images } = ground.clone();
         let counters = Arc::new(Counters::default());
         let mut tasks = Tasks::new(counters.clone());
         let listener = http::listen(config.bind).await?;
-        let raft = Raft::start(&data.join("raft"), config.id, config.raft, transport.clone()).await?;
-        let images = Images::open(data.join("images"), transport.clone()).await?;
         let transfers = Transfers::new(images.clone());
         let driver = driver(&config, &data)?;
         let agent = Agent::new(config.id, raft.clone(), images.clone(), transfers.clone(), driver, counters.clone());
@@ -191,7 +192,7 @@ impl Node {
         if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
             tracing::warn!(%error, "systemd could not be told that the node is ready");
         }
-        Ok(Self { tasks, transport, raft, images, transfers, ended, registry, cluster, data })
+        Ok(Self { tasks, ground, transfers, ended, registry, cluster, data })
     }
 
     /// The registry file, by which tools on this host find the node.
@@ -213,20 +214,58 @@ impl Node {
         }
     }
 
-    /// Stops the rooms in the reverse order of their start. Guests go on under their guards.
-    pub async fn shutdown(mut self) {
+    /// Stops the rooms in the reverse order of their start. Guests go on under their guards. When this returns, the port and
+    /// the files are free for a successor.
+    pub async fn shutdown(self) {
         tracing::info!("stopping");
         // Without systemd there is nobody to tell.
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-        self.tasks.end().await;
-        self.transfers.shutdown().await;
-        if self.raft.view().is_leader() {
-            self.hand_over().await;
+        let Self { mut tasks, ground, transfers, data, .. } = self;
+        tasks.end().await;
+        drop(tasks);
+        transfers.shutdown().await;
+        drop(transfers);
+        if ground.raft.view().is_leader() {
+            ground.hand_over().await;
         }
-        self.raft.shutdown().await;
-        self.transport.close().await;
-        self.images.shutdown().await;
-        tracing::info!(data_dir = %self.data.path().display(), "stopped");
+        ground.close().await;
+        tracing::info!(data_dir = %data.path().display(), "stopped");
+    }
+}
+
+/// What the other rooms stand on: opened first, closed last.
+#[derive(Clone)]
+struct Ground {
+    transport: Transport,
+    raft: Raft,
+    images: Images,
+}
+
+impl Ground {
+    async fn open(config: &NodeConfig, data: &DataDir, key: SecretKey) -> anyhow::Result<Self> {
+        let relays = config.relays.clone();
+        let transport = Transport::open(TransportConfig { key, bind: binds(config), relays }).await?;
+        let raft = Raft::start(&data.join("raft"), config.id, config.raft, transport.clone()).await?;
+        let images = Images::open(data.join("images"), transport.clone()).await?;
+        Ok(Self { transport, raft, images })
+    }
+
+    /// Closes everything, and waits until whoever still had it in hand has let go.
+    async fn close(self) {
+        let Self { transport, raft, images } = self;
+        let (port, state, log) = (transport.hold(), raft.held_state(), raft.held_log());
+        raft.shutdown().await;
+        transport.close().await;
+        images.shutdown().await;
+        drop((transport, raft, images));
+        let let_go = async {
+            while state.strong_count() > 0 || log.strong_count() > 0 || !port.is_free() {
+                tokio::time::sleep(LET_GO_POLL).await;
+            }
+        };
+        if tokio::time::timeout(LET_GO, let_go).await.is_err() {
+            tracing::warn!("something still holds the port or the files of the node that was stopped");
+        }
     }
 
     /// Hands the leadership over before this node goes, so that the others need not wait out an election time-out.
@@ -308,196 +347,4 @@ fn record(config: &NodeConfig, data: &DataDir, transport: &Transport) -> anyhow:
         version: env!("CARGO_PKG_VERSION").to_owned(),
         joined_at: UnixMs(0),
     })
-}
-
-/// This node among the others.
-#[derive(Clone)]
-struct Me {
-    record: NodeRecord,
-    cluster: ClusterId,
-    transport: Transport,
-    raft: Raft,
-}
-
-impl Me {
-    /// The record with the addresses of this moment.
-    fn current(&self) -> NodeRecord {
-        let own = self.transport.address();
-        NodeRecord { addresses: own.addresses, relay_url: own.relay_url, ..self.record.clone() }
-    }
-
-    fn bootstrap(&self) -> Bootstrap {
-        let own = self.transport.address();
-        Bootstrap {
-            node_id: self.record.id,
-            p2p_node_id: own.endpoint,
-            p2p_addresses: own.addresses,
-            p2p_relay_url: own.relay_url,
-            cluster_id: self.cluster,
-        }
-    }
-
-    fn registry(&self) -> Registry {
-        let own = self.transport.address();
-        Registry {
-            cluster_node_id: self.record.id,
-            endpoint_id: own.endpoint,
-            direct_addresses: own.addresses,
-            relay_url: own.relay_url,
-            cluster_id: self.cluster,
-        }
-    }
-
-    /// Waits until this node's own replica shows it as a member.
-    async fn is_member(&self) {
-        let mut applied = self.raft.watch();
-        loop {
-            applied.borrow_and_update();
-            if self.raft.read(|state| state.nodes.contains_key(&self.record.id)) {
-                return;
-            }
-            if applied.changed().await.is_err() {
-                // Raft has stopped, which the upkeep reports.
-                std::future::pending::<()>().await;
-            }
-        }
-    }
-
-    /// The other voters: few, and the leader is one of them.
-    fn voters(&self) -> Vec<PeerAddress> {
-        let voters = self.raft.view().voters;
-        self.raft.read(|state| {
-            let others = state.nodes.values().filter(|node| node.id != self.record.id && voters.contains(&node.id));
-            let address = |node: &NodeRecord| PeerAddress {
-                endpoint: node.endpoint,
-                addresses: node.addresses.clone(),
-                relay_url: node.relay_url.clone(),
-            };
-            others.map(address).collect()
-        })
-    }
-}
-
-/// Keeps the access list and the address book in line with the replicated state. Before this node has caught up, its replica
-/// may lack members, so until then it only adds.
-async fn keep_access(raft: Raft, transport: Transport, me: NodeId) {
-    let mut applied = raft.watch();
-    let mut caught_up = false;
-    let barrier = async {
-        while raft.barrier().await.is_err() {
-            // It has waited for a leader already, so this is no busy loop.
-        }
-    };
-    tokio::pin!(barrier);
-    loop {
-        applied.borrow_and_update();
-        let (members, clients) = raft.read(|state| {
-            let members: Vec<PeerAddress> = state
-                .nodes
-                .values()
-                .map(|node| PeerAddress {
-                    endpoint: node.endpoint,
-                    addresses: node.addresses.clone(),
-                    relay_url: node.relay_url.clone(),
-                })
-                .collect();
-            (members, state.clients.keys().copied().collect::<Vec<_>>())
-        });
-        let own = transport.id();
-        members.iter().filter(|member| member.endpoint != own).for_each(|member| transport.learn(member));
-        let keys = members.iter().map(|member| member.endpoint);
-        if caught_up {
-            transport.access().set_members(keys);
-        } else {
-            transport.access().add_members(keys);
-        }
-        transport.access().set_clients(clients);
-        tokio::select! {
-            changed = applied.changed() => if changed.is_err() {
-                tracing::debug!(node = %me, "Raft has stopped; the access list stays as it is");
-                return;
-            },
-            () = &mut barrier, if !caught_up => caught_up = true,
-        }
-    }
-}
-
-/// Keeps this node's record right, finds members that its replica does not know while it hears from no leader, and
-/// notices when it is removed or cannot go on.
-async fn keep_membership(me: Me, membership: Membership, data: Arc<DataDir>, end: watch::Sender<Option<Ended>>) {
-    let id = me.record.id;
-    let mut was_member = false;
-    let mut has_said_hello = false;
-    let mut registry = None;
-    loop {
-        let view = me.raft.view();
-        if let Some(reason) = view.stopped {
-            end.send_replace(Some(Ended::Failed(format!("consensus has stopped: {reason}"))));
-            return;
-        }
-        let known = me.raft.read(|state| state.nodes.get(&id).cloned());
-        match known {
-            Some(known) => {
-                was_member = true;
-                let current = NodeRecord { joined_at: known.joined_at, ..me.current() };
-                if current != known && view.leader.is_some() {
-                    let by = Actor::Node(id);
-                    let command = Command { request: None, at: clock::now(), by, change: Change::UpdateNode(current) };
-                    match me.raft.propose(&command).await {
-                        Ok(Ok(_)) => tracing::info!("told the cluster what is new about this node"),
-                        Ok(Err(rejection)) => {
-                            tracing::warn!(%rejection, "the cluster does not take this node's record")
-                        }
-                        Err(error) => tracing::debug!(%error, "this node's record is told again"),
-                    }
-                }
-                let fresh = me.registry();
-                if registry.as_ref() != Some(&fresh) {
-                    match fresh.write(data.path()) {
-                        Ok(()) => registry = Some(fresh),
-                        Err(error) => tracing::warn!(error = format!("{error:#}"), "the registry file is out of date"),
-                    }
-                }
-            }
-            None if was_member => {
-                farewell(&me, &membership, &data).await;
-                end.send_replace(Some(Ended::Removed(id)));
-                return;
-            }
-            None => {}
-        }
-        // Once at the start, so that the others let go of connections to the process before this one.
-        if was_member && (view.leader.is_none() || !has_said_hello) {
-            has_said_hello = true;
-            match enter::hello(&me.transport, &me.current(), me.cluster, &me.voters()).await {
-                Err(JoinRefusal::Rejected(Rejection::NodeRemoved)) => {
-                    farewell(&me, &membership, &data).await;
-                    end.send_replace(Some(Ended::Removed(id)));
-                    return;
-                }
-                Err(refusal) => tracing::warn!(%refusal, "the cluster does not know this node any more"),
-                Ok(()) => {}
-            }
-        }
-        let mut applied = me.raft.watch();
-        let _ = tokio::time::timeout(UPKEEP_EVERY, applied.changed()).await;
-    }
-}
-
-/// A removed node goes on until the others have taken it out of the group, so that its vote is not missed.
-async fn farewell(me: &Me, membership: &Membership, data: &DataDir) {
-    tracing::warn!("the cluster has removed this node");
-    if let Err(error) = data.set_membership(&Membership { removed: true, ..membership.clone() }) {
-        tracing::warn!(error = format!("{error:#}"), "the removal could not be noted in the data directory");
-    }
-    let taken_out = async {
-        loop {
-            let view = me.raft.view();
-            if !view.voters.contains(&view.node) || view.leader.is_none() {
-                return;
-            }
-            me.raft.group_changed().await;
-        }
-    };
-    let _ = tokio::time::timeout(FAREWELL, taken_out).await;
 }

@@ -4,7 +4,7 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use blixard_core::{BlobHash, EndpointId};
+use blixard_core::BlobHash;
 use futures::StreamExt;
 use iroh_blobs::Hash;
 use iroh_blobs::protocol::ObserveRequest;
@@ -16,15 +16,14 @@ use crate::transport::{Connection, refusal};
 
 #[derive(Debug)]
 pub(super) struct Source {
-    pub(super) id: EndpointId,
     pub(super) connection: Connection,
     holdings: Mutex<Holdings>,
     failed: AtomicBool,
 }
 
 impl Source {
-    pub(super) fn new(id: EndpointId, connection: Connection) -> Self {
-        Self { id, connection, holdings: Mutex::default(), failed: AtomicBool::new(false) }
+    pub(super) fn new(connection: Connection) -> Self {
+        Self { connection, holdings: Mutex::default(), failed: AtomicBool::new(false) }
     }
 
     /// Whether it is not to be asked for anything more in this fetch.

@@ -11,14 +11,17 @@ use iroh_blobs::api::TempTag;
 use iroh_blobs::api::blobs::AddProgressItem;
 use tokio::sync::mpsc;
 
-use super::{BlobError, Images};
+use super::{BlobError, Images, NoSpace};
 
 /// Chunks that may wait between the source and the disk: enough that neither waits for the other's every step.
 const WAITING_CHUNKS: usize = 8;
 
+/// How often the free space is looked at. Less than what is always left free, so that the disk is never found full.
+const CHECK_EVERY_BYTES: u64 = 64 << 20;
+
 /// Bytes could not be taken in. What was written of them is removed.
 #[derive(Debug, thiserror::Error)]
-pub enum ImportError {
+pub(crate) enum ImportError {
     /// There were none.
     #[error("there is nothing to import: the source is empty")]
     Empty,
@@ -26,11 +29,8 @@ pub enum ImportError {
     #[error("the source could not be read to its end: {0}")]
     Source(#[source] io::Error),
     /// The disk is full.
-    #[error("no space is left on the disk of {dir}: free some, or move the data directory to a larger disk")]
-    NoSpace {
-        /// The directory that was written to.
-        dir: String,
-    },
+    #[error(transparent)]
+    NoSpace(#[from] NoSpace),
     /// The store failed.
     #[error("the blob store could not take it in: {0}")]
     Storage(String),
@@ -44,7 +44,7 @@ impl From<BlobError> for ImportError {
 
 /// A blob that was just taken in. It may be removed as unused once this is dropped and no image keeps it.
 #[derive(Debug)]
-pub struct ImportedBlob {
+pub(crate) struct ImportedBlob {
     /// Its name.
     pub hash: BlobHash,
     /// Its length in bytes.
@@ -58,14 +58,14 @@ impl Images {
     ///
     /// # Errors
     /// When the source is empty or fails, or the disk is full or fails.
-    pub async fn import(
+    pub(crate) async fn import(
         &self,
         bytes: impl Stream<Item = io::Result<Bytes>> + Send,
     ) -> Result<ImportedBlob, ImportError> {
         let under_way = self.inner.imports.begin();
         let (sender, receiver) = mpsc::channel(WAITING_CHUNKS);
         let mut added = std::pin::pin!(self.add(receiver));
-        let mut pumped = std::pin::pin!(pump(bytes, sender));
+        let mut pumped = std::pin::pin!(self.pump(bytes, sender));
         // A source that fails ends the import by dropping it: the store knows no other way, and waits for more instead.
         let added = tokio::select! {
             pumped = &mut pumped => {
@@ -74,17 +74,46 @@ impl Images {
             }
             added = &mut added => added,
         };
-        let guard = added.map_err(|error| match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                ImportError::NoSpace { dir: self.inner.files.data_path.display().to_string() }
+        let guard = match added {
+            Ok(guard) => guard,
+            Err(error) => {
+                // The store's own error for a full disk is not always one.
+                self.check_space(CHECK_EVERY_BYTES).await?;
+                return Err(ImportError::Storage(error.to_string()));
             }
-            _ => ImportError::Storage(error.to_string()),
-        })?;
+        };
         let hash = BlobHash(*guard.hash().as_bytes());
         self.seal(hash).await?;
         let bytes = self.complete_bytes(hash).await?.ok_or(BlobError::NotWhole(hash))?;
         under_way.succeeded();
         Ok(ImportedBlob { hash, bytes, _guard: guard })
+    }
+
+    /// Hands the source's bytes on for as long as there is room for them. Ends early, and well, when the store takes no
+    /// more: it says why itself.
+    async fn pump(
+        &self,
+        bytes: impl Stream<Item = io::Result<Bytes>> + Send,
+        sender: mpsc::Sender<Bytes>,
+    ) -> Result<(), ImportError> {
+        let mut bytes = std::pin::pin!(bytes);
+        let mut length = 0u64;
+        let mut checked = 0;
+        while let Some(chunk) = bytes.next().await {
+            let chunk = chunk.map_err(ImportError::Source)?;
+            if chunk.is_empty() {
+                continue;
+            }
+            length += chunk.len() as u64;
+            if length > checked {
+                self.check_space(CHECK_EVERY_BYTES.max(chunk.len() as u64)).await?;
+                checked = length + CHECK_EVERY_BYTES;
+            }
+            if sender.send(chunk).await.is_err() {
+                break;
+            }
+        }
+        if length == 0 { Err(ImportError::Empty) } else { Ok(()) }
     }
 
     async fn add(&self, receiver: mpsc::Receiver<Bytes>) -> io::Result<TempTag> {
@@ -102,26 +131,6 @@ impl Images {
         }
         Err(io::Error::other("the store ended the import without saying why"))
     }
-}
-
-/// Hands the source's bytes on. Ends early, and well, when the store takes no more: it says why itself.
-async fn pump(
-    bytes: impl Stream<Item = io::Result<Bytes>> + Send,
-    sender: mpsc::Sender<Bytes>,
-) -> Result<(), ImportError> {
-    let mut bytes = std::pin::pin!(bytes);
-    let mut is_empty = true;
-    while let Some(chunk) = bytes.next().await {
-        let chunk = chunk.map_err(ImportError::Source)?;
-        if chunk.is_empty() {
-            continue;
-        }
-        is_empty = false;
-        if sender.send(chunk).await.is_err() {
-            break;
-        }
-    }
-    if is_empty { Err(ImportError::Empty) } else { Ok(()) }
 }
 
 /// The files of imports that are under way. The store leaves the file of a failed one behind; it is removed when no other

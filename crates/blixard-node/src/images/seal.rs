@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use blixard_core::BlobHash;
+use blixard_core::{BlobHash, Part};
 use futures::StreamExt;
 use iroh_blobs::Hash;
 use iroh_blobs::api::blobs::{Bitfield, BlobStatus};
@@ -16,15 +16,16 @@ use super::{BlobError, Images};
 /// The mode of a sealed file: whoever may enter the directory may boot from it, and nobody writes to it.
 const SEALED_MODE: u32 = 0o444;
 
-/// Whether a file was sealed. The mode is the mark: it reaches the disk after the content did.
-pub(super) fn is_sealed(meta: &Metadata) -> bool {
-    meta.permissions().mode() & 0o222 == 0
+/// Whether a file was sealed with a content of this length. The mode is the mark: it reaches the disk after the content
+/// did.
+pub(super) fn is_sealed(meta: &Metadata, bytes: u64) -> bool {
+    meta.permissions().mode() & 0o222 == 0 && meta.len() == bytes
 }
 
 impl Images {
-    pub(super) async fn is_sealed(&self, hash: BlobHash) -> bool {
-        let path = self.inner.files.data_path(&Hash::from_bytes(hash.0));
-        tokio::fs::metadata(path).await.is_ok_and(|meta| is_sealed(&meta))
+    pub(super) async fn is_sealed(&self, part: Part) -> bool {
+        let path = self.inner.files.data_path(&Hash::from_bytes(part.hash.0));
+        tokio::fs::metadata(path).await.is_ok_and(|meta| is_sealed(&meta, part.bytes))
     }
 
     /// Which ranges of a blob are here and verified.

@@ -19,6 +19,8 @@ use crate::transport::{Handler, Protocol, SecretKey, Transport, TransportConfig}
 
 /// No test takes anywhere near this long; one that does is stuck.
 const DEADLINE: Duration = Duration::from_secs(120);
+/// For what happens by itself a moment later. Less than what the collector would take without being hurried.
+const SOON: Duration = Duration::from_secs(30);
 /// What a program usually reads at once.
 const CHUNK_BYTES: usize = 256 << 10;
 
@@ -64,7 +66,7 @@ impl TestNode {
         let sources: Vec<_> = sources.iter().map(|source| source.id()).collect();
         self.images.keep(manifest.id(), manifest).await.unwrap();
         let progress = watch::Sender::default();
-        tokio::time::timeout(DEADLINE, self.images.fetch(manifest, &sources, &progress)).await.unwrap()?;
+        in_time(self.images.fetch(manifest, &sources, &progress)).await?;
         Ok(*progress.borrow())
     }
 
@@ -140,6 +142,11 @@ pub(crate) fn chunks(content: &[u8]) -> impl futures::Stream<Item = std::io::Res
     futures::stream::iter(content.chunks(CHUNK_BYTES).map(Bytes::copy_from_slice).map(Ok).collect::<Vec<_>>())
 }
 
+/// Does not wait for ever.
+pub(crate) async fn in_time<Fut: Future>(future: Fut) -> Fut::Output {
+    tokio::time::timeout(DEADLINE, future).await.expect("it is done in time")
+}
+
 /// Waits until something holds, and fails with what it was when it does not come to hold.
 pub(crate) async fn eventually<Fut: Future<Output = bool>>(what: &str, holds: impl Fn() -> Fut) {
     let wait = async {
@@ -147,7 +154,7 @@ pub(crate) async fn eventually<Fut: Future<Output = bool>>(what: &str, holds: im
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(DEADLINE, wait).await.unwrap_or_else(|_| panic!("never: {what}"));
+    tokio::time::timeout(SOON, wait).await.unwrap_or_else(|_| panic!("never: {what}"));
 }
 
 pub(crate) async fn collect(content: impl futures::Stream<Item = std::io::Result<Bytes>>) -> std::io::Result<Vec<u8>> {

@@ -14,14 +14,14 @@ mod identity;
 mod registry;
 mod ticket;
 
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use anyhow::Context;
 use blixard_core::EndpointId;
 use iroh::address_lookup::MemoryLookup;
-use iroh::endpoint::{PortmapperConfig, QuicTransportConfig, VarInt, presets};
+use iroh::endpoint::{BindOpts, PortmapperConfig, QuicTransportConfig, VarInt, presets};
 use iroh::protocol::{AcceptError, DynProtocolHandler, ProtocolHandler, Router};
 use iroh::{Endpoint, EndpointAddr, RelayMode, TransportAddr};
 
@@ -104,6 +104,8 @@ pub struct TransportConfig {
 #[derive(Debug, Clone)]
 pub struct Transport {
     inner: Arc<Inner>,
+    // After the endpoint, which is dropped when the last of these is gone.
+    held: Arc<()>,
 }
 
 #[derive(Debug)]
@@ -140,7 +142,10 @@ impl Transport {
             .transport_config(quic)
             .hooks(access.hook(connections.clone()));
         for address in &config.bind {
-            builder = builder.bind_addr(*address).with_context(|| format!("use {address} as an address to bind"))?;
+            // Every address there is of a family may be none: a host can be without IPv6.
+            let options = BindOpts::default().set_is_required(!(address.is_ipv6() && address.ip().is_unspecified()));
+            let with = builder.bind_addr_with_opts(*address, options);
+            builder = with.with_context(|| format!("use {address} as an address to bind"))?;
         }
         let relays = config
             .relays
@@ -154,14 +159,15 @@ impl Transport {
         getrandom::fill(&mut incarnation).context("draw a number for this process")?;
         let incarnation = u64::from_le_bytes(incarnation);
         let inner = Inner { endpoint, book, access, connections, incarnation, router: std::sync::Mutex::new(None) };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self { inner: Arc::new(inner), held: Arc::default() })
     }
 
     /// Starts to accept connections, one handler a protocol.
     pub fn serve(&self, handlers: Vec<(Protocol, Handler)>) {
         let mut builder = Router::builder(self.inner.endpoint.clone());
         for (protocol, handler) in handlers {
-            builder = builder.accept(protocol.alpn(), Isolated(Arc::from(handler)));
+            let handler = Isolated { handler: Arc::from(handler), access: self.inner.access.clone() };
+            builder = builder.accept(protocol.alpn(), handler);
         }
         let router = builder.spawn();
         *self.inner.router.lock().expect("no holder of this lock panics") = Some(router);
@@ -229,6 +235,25 @@ impl Transport {
         }
         self.inner.endpoint.close().await;
     }
+
+    /// By which to tell when the port is free again.
+    pub(crate) fn hold(&self) -> Hold {
+        Hold { held: Arc::downgrade(&self.held), sockets: self.inner.endpoint.bound_sockets() }
+    }
+}
+
+/// What a transport holds of its host.
+pub(crate) struct Hold {
+    held: Weak<()>,
+    sockets: Vec<SocketAddr>,
+}
+
+impl Hold {
+    /// Whether nobody has the transport any more and its sockets are closed, which the endpoint does in the background: so
+    /// it is tried.
+    pub(crate) fn is_free(&self) -> bool {
+        self.held.strong_count() == 0 && self.sockets.iter().all(|socket| UdpSocket::bind(socket).is_ok())
+    }
 }
 
 fn endpoint_address(peer: &PeerAddress) -> Option<EndpointAddr> {
@@ -270,14 +295,31 @@ where
 }
 
 /// Runs a handler in a task of its own: a panic that reached the router would close the endpoint for everybody.
+/// It also ends a connection whose key loses its right to be here.
 #[derive(Debug)]
-struct Isolated(Arc<dyn DynProtocolHandler>);
+struct Isolated {
+    handler: Arc<dyn DynProtocolHandler>,
+    access: AccessList,
+}
 
 impl ProtocolHandler for Isolated {
     async fn accept(&self, connection: Connection) -> Result<(), AcceptError> {
-        let handler = self.0.clone();
+        let handler = self.handler.clone();
         let peer = connection.remote_id();
-        match tokio::spawn(async move { handler.accept(connection).await }).await {
+        let (key, alpn) = (EndpointId(*peer.as_bytes()), connection.alpn().to_vec());
+        let weak = connection.weak_handle();
+        let mut serving = tokio::spawn(async move { handler.accept(connection).await });
+        let served = tokio::select! {
+            served = &mut serving => served,
+            reason = self.access.revoked(&key, &alpn) => {
+                tracing::info!(peer = %peer.fmt_short(), reason, "a connection is ended");
+                if let Some(connection) = weak.upgrade() {
+                    connection.close(REFUSED.into(), reason.as_bytes());
+                }
+                serving.await
+            }
+        };
+        match served {
             Ok(result) => result,
             Err(error) => {
                 if error.is_panic() {
@@ -289,6 +331,6 @@ impl ProtocolHandler for Isolated {
     }
 
     async fn shutdown(&self) {
-        self.0.shutdown().await;
+        self.handler.shutdown().await;
     }
 }

@@ -1,17 +1,27 @@
 //! What the tests stand on: nodes with directories of their own, and waiting for a condition with a deadline.
 
-use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-use blixard_node::api::{Client, ClusterView, Target};
-use blixard_node::config::{Layers, NodeConfig};
+use blixard_core::{NodeId, VmName};
+use blixard_hypervisor::{ExitReason, FakeDriver, FakeScript};
+use blixard_node::api::{
+    AddImage, Client, ClientError, ClusterView, CreateVm, FaultKind, ImageSource, ImageView, NodeState, NodeView,
+    Target, VmView,
+};
+use blixard_node::config::{HTTP_PORT_OFFSET, Layers, NodeConfig};
 use blixard_node::user::UserState;
 use blixard_node::{Node, StartError};
+use bytes::Bytes;
+use nix::fcntl::{Flock, FlockArg};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// How long a test waits for what must come about. Far more than it takes, because machines are busy.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// Ports of the tests lie below those that the kernel gives to others, so that a node finds its own again after a restart.
+const PORTS: std::ops::Range<u16> = 12_000..30_000;
 
 /// Directories, a user, and the ports of a cluster under test.
 pub(crate) struct Bench {
@@ -45,6 +55,10 @@ impl Bench {
             .and_then(|layers| layers.flag("--data-dir", "data_dir", self.path(&format!("data{id}")).to_str().unwrap()))
             .and_then(|layers| layers.flag("--hypervisor", "hypervisor", "fake"))
             .unwrap();
+        // So much of everything that no host is too small for a test.
+        for (key, value) in [("capacity.vcpus", "8"), ("capacity.memory_mib", "8192"), ("capacity.disk_mib", "65536")] {
+            layers = layers.flag("test", key, value).unwrap();
+        }
         for (key, value) in settings {
             layers = layers.flag("test", key, value).unwrap();
         }
@@ -57,7 +71,12 @@ impl Bench {
     }
 
     pub(crate) async fn try_start(&self, config: &NodeConfig) -> Result<Node, StartError> {
-        let started = Node::start(config.clone(), self.user("user"));
+        self.try_start_as("user", config).await
+    }
+
+    /// Starts a node in the name of some user.
+    pub(crate) async fn try_start_as(&self, user: &str, config: &NodeConfig) -> Result<Node, StartError> {
+        let started = Node::start(config.clone(), self.user(user));
         tokio::time::timeout(PATIENCE, started).await.expect("the node did not start in time")
     }
 
@@ -66,19 +85,72 @@ impl Bench {
         client(&self.user("user"), node.registry()).await
     }
 
+    /// Founds a cluster of one node.
+    pub(crate) async fn one(&self, settings: &[(&str, &str)]) -> (NodeConfig, Node, Client) {
+        let config = self.config(1, settings);
+        let node = self.start(&config).await;
+        let client = self.client(&node).await;
+        (config, node, client)
+    }
+
     /// Three nodes, the second and third joined to the first, all of them voters.
     pub(crate) async fn three(&self) -> (Vec<NodeConfig>, Vec<Node>, Client) {
-        let first = self.config(1, &[]);
+        self.cluster(3, &[], 3).await
+    }
+
+    /// A cluster of nodes 1 to `count` with the same settings, all heard from and `voting` of them voters. The client asks
+    /// node 1.
+    pub(crate) async fn cluster(
+        &self,
+        count: u64,
+        settings: &[(&str, &str)],
+        voting: usize,
+    ) -> (Vec<NodeConfig>, Vec<Node>, Client) {
+        let configs = self.configs(count, settings);
+        let (nodes, client) = self.start_all(&configs, voting).await;
+        (configs, nodes, client)
+    }
+
+    /// Configurations of nodes 1 to `count`, all but the first with the first as their peer.
+    pub(crate) fn configs(&self, count: u64, settings: &[(&str, &str)]) -> Vec<NodeConfig> {
+        let first = self.config(1, settings);
         let peer = first.bind.to_string();
         let mut configs = vec![first];
-        configs.extend([2, 3].map(|id| self.config(id, &[("peers", &peer)])));
-        let mut nodes = Vec::new();
-        for config in &configs {
-            nodes.push(self.start(config).await);
-        }
+        configs.extend((2..=count).map(|id| {
+            let joining: Vec<_> = settings.iter().copied().chain([("peers", peer.as_str())]).collect();
+            self.config(id, &joining)
+        }));
+        configs
+    }
+
+    /// Starts the nodes and waits until all are heard from and `voting` of them vote.
+    pub(crate) async fn start_all(&self, configs: &[NodeConfig], voting: usize) -> (Vec<Node>, Client) {
+        let mut nodes = vec![self.start(&configs[0]).await];
+        let others = configs[1..].iter().map(|config| self.start(config));
+        nodes.extend(futures::future::join_all(others).await);
         let client = self.client(&nodes[0]).await;
-        until("three voters", async || voters(&client).await == Some(3)).await;
-        (configs, nodes, client)
+        until("all nodes ready and enough of them voting", async || {
+            let Ok(view) = client.cluster(false).await else { return false };
+            let ready = view.nodes.iter().filter(|node| node.state == NodeState::Ready).count();
+            view.leader.is_some() && view.voters == voting && ready == configs.len()
+        })
+        .await;
+        (nodes, client)
+    }
+
+    /// The fake driver of a node, to be asked and steered behind the node's back.
+    pub(crate) fn driver(&self, node: u64) -> FakeDriver {
+        FakeDriver::new(&self.path(&format!("data{node}")).join("vms")).unwrap()
+    }
+
+    /// Ends the run of a vm on a node as if by itself.
+    pub(crate) fn end_run(&self, node: u64, vm: &VmView, reason: ExitReason) {
+        assert!(self.driver(node).end_run(&vm.id.to_string(), reason).unwrap(), "vm {} does not run", vm.name);
+    }
+
+    /// Says what goes wrong on a node from now on.
+    pub(crate) fn script(&self, node: u64, script: &FakeScript) {
+        self.driver(node).set_script(script).unwrap();
     }
 }
 
@@ -88,19 +160,143 @@ pub(crate) async fn client(user: &UserState, registry: &Path) -> Client {
     Client::open(user.client_key().unwrap(), peers).await.unwrap()
 }
 
-/// How many nodes vote, if the cluster can be asked.
+/// How many nodes vote, if the cluster can be asked and has a leader.
 pub(crate) async fn voters(client: &Client) -> Option<usize> {
     let view: ClusterView = client.cluster(false).await.ok()?;
     view.leader.map(|_| view.voters)
 }
 
-/// A UDP port whose TCP neighbour 1000 higher is free as well.
-fn free_port() -> u16 {
+/// A node as the cluster sees it.
+pub(crate) async fn node_view(client: &Client, id: u64) -> Option<NodeView> {
+    let view = client.cluster(false).await.ok()?;
+    view.nodes.into_iter().find(|node| node.id == NodeId(id))
+}
+
+/// The smallest file that passes for a kernel, different for each mark.
+pub(crate) fn kernel(mark: u8, bytes: usize) -> Vec<u8> {
+    let mut image = vec![mark; bytes.max(1024)];
+    image[510..512].copy_from_slice(&[0x55, 0xaa]);
+    image[0x202..0x208].copy_from_slice(b"HdrS\x0f\x02");
+    image[0x236] = 1;
+    image
+}
+
+/// Imports a kernel image of its own content at the node that the client asks.
+pub(crate) async fn import(client: &Client, name: &str, content: Vec<u8>) -> ImageView {
+    let pieces: Vec<std::io::Result<Bytes>> = content.chunks(64 << 10).map(|c| Ok(Bytes::copy_from_slice(c))).collect();
+    let blob = client.upload(futures::stream::iter(pieces)).await.unwrap();
+    assert_eq!(blob.bytes, content.len() as u64);
+    let source = ImageSource::Kernel { kernel: blob.hash, initrd: None, root: None, cmdline: "console=ttyS0".into() };
+    client.add_image(&AddImage { name: name.parse().unwrap(), source }).await.unwrap()
+}
+
+/// A small vm of an image, to be changed by the test as it needs.
+pub(crate) fn vm(name: &str, image: &str) -> CreateVm {
+    CreateVm {
+        name: name.parse().unwrap(),
+        image: image.parse().unwrap(),
+        vcpus: 1,
+        memory_mib: 64,
+        disk_mib: None,
+        publish: Vec::new(),
+        seed: Default::default(),
+        require: Default::default(),
+        anti_affinity: None,
+        strategy: Default::default(),
+        node: None,
+        restart: Default::default(),
+        start: true,
+    }
+}
+
+/// Waits until a vm is in a phase.
+pub(crate) async fn until_phase(client: &Client, name: &str, phase: &str) -> VmView {
+    until_vm(client, name, phase, |vm| vm.phase == phase).await
+}
+
+/// Waits until a condition on a vm holds.
+pub(crate) async fn until_vm(client: &Client, name: &str, what: &str, holds: impl Fn(&VmView) -> bool) -> VmView {
+    let name: VmName = name.parse().unwrap();
+    let mut last = None;
+    let deadline = Instant::now() + PATIENCE;
     loop {
-        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let port = udp.local_addr().unwrap().port();
-        let door = port.checked_add(1000).map(|door| std::net::TcpListener::bind(("127.0.0.1", door)));
-        if matches!(door, Some(Ok(_))) {
+        match client.vm(&name).await {
+            Ok(view) if holds(&view) => return view,
+            other => last = Some(other).or(last),
+        }
+        assert!(Instant::now() < deadline, "waited {PATIENCE:?} for vm {name} to be {what}: {last:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// The kind of a request's fault.
+pub(crate) fn fault<T: std::fmt::Debug>(answer: Result<T, ClientError>) -> (FaultKind, String) {
+    match answer {
+        Err(ClientError::Fault(fault)) => (fault.kind, fault.message),
+        other => panic!("not a fault: {other:?}"),
+    }
+}
+
+/// A node on a runtime of its own, so that it can die without a word.
+pub(crate) struct Host {
+    pub(crate) config: NodeConfig,
+    pub(crate) node: Node,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Host {
+    pub(crate) async fn start(bench: &Bench, config: &NodeConfig) -> Self {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let starting = runtime.spawn(Node::start(config.clone(), bench.user("user")));
+        let started = tokio::time::timeout(PATIENCE, starting).await.expect("the node did not start in time");
+        Self { config: config.clone(), node: started.unwrap().unwrap(), runtime }
+    }
+
+    /// Ends every task of the node where it stands. Nothing is handed over, flushed or said.
+    pub(crate) async fn kill(self) -> NodeConfig {
+        let Self { config, node, runtime } = self;
+        let (done, ended) = tokio::sync::oneshot::channel();
+        // Outside of every runtime, or the node would put off closing its socket to a task of this one.
+        std::thread::spawn(move || {
+            runtime.shutdown_timeout(PATIENCE);
+            drop(node);
+            // Whoever does not wait any more has failed.
+            let _ = done.send(());
+        });
+        ended.await.unwrap();
+        until("the node's files to be closed", async || {
+            ["raft/log.redb", "raft/state.redb", "images/blobs.db"].iter().all(|file| {
+                let file = std::fs::File::open(config.data_dir.join(file)).unwrap();
+                Flock::lock(file, FlockArg::LockExclusiveNonblock).is_ok()
+            })
+        })
+        .await;
+        config
+    }
+}
+
+/// One of a node's own metrics, asked for at its HTTP door.
+pub(crate) async fn metric(config: &NodeConfig, name: &str) -> u64 {
+    let door = std::net::SocketAddr::new(config.bind.ip(), config.bind.port() + HTTP_PORT_OFFSET);
+    let mut stream = tokio::net::TcpStream::connect(door).await.unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("no metric {name} in {text}")).parse().unwrap()
+}
+
+/// A UDP port that is free, and whose TCP neighbour 1000 higher is free as well.
+pub(crate) fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Test binaries that run at the same time begin at different places.
+    let start = u16::try_from(std::process::id() % 60).unwrap() * 300;
+    loop {
+        let next = NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = PORTS.start + start.wrapping_add(next) % (PORTS.end - PORTS.start);
+        let udp = std::net::UdpSocket::bind(("127.0.0.1", port));
+        let door = std::net::TcpListener::bind(("127.0.0.1", port + 1000));
+        if udp.is_ok() && door.is_ok() {
             return port;
         }
     }
@@ -111,6 +307,6 @@ pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds().await {
         assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {what}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

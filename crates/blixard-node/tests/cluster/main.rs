@@ -2,4 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod bench;
-mod formation;
+mod consensus;
+mod images;
+mod joining;
+mod vms;

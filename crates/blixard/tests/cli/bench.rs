@@ -140,8 +140,12 @@ pub(crate) fn as_text(path: &Path) -> &str {
 }
 
 pub(crate) fn terminate(child: &Child) {
+    signal(child, nix::sys::signal::Signal::SIGTERM);
+}
+
+pub(crate) fn signal(child: &Child, signal: nix::sys::signal::Signal) {
     let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    nix::sys::signal::kill(pid, signal).unwrap();
 }
 
 /// Waits for a condition.

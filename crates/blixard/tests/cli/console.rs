@@ -1,86 +1,16 @@
 //! The console in a terminal, in a pipe, and on every way out.
 
-use std::fs::File;
-use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
-use std::process::{Child, Stdio};
-use std::sync::mpsc;
+use std::io::Write;
+use std::process::Stdio;
 
-use nix::pty::openpty;
-use nix::sys::termios::{LocalFlags, tcgetattr};
-
-use crate::bench::{Bench, Node, PATIENCE, Ran, eventually, terminate};
+use crate::bench::{Bench, Node, Ran, terminate};
+use crate::session::Session;
 
 fn with_vm(bench: &Bench) -> Node {
     let node = bench.node();
     bench.run(&["image", "import", "--name", "tiny", &bench.disk("d.raw", 0)]).ends_with(0);
     bench.run(&["vm", "create", "web", "--image", "tiny"]).ends_with(0);
     node
-}
-
-/// A command in a terminal of its own.
-struct Session {
-    child: Child,
-    keyboard: File,
-    terminal: OwnedFd,
-    output: mpsc::Receiver<Vec<u8>>,
-    seen: String,
-}
-
-impl Session {
-    fn start(bench: &Bench, arguments: &[&str]) -> Self {
-        let pty = openpty(None, None).unwrap();
-        let stdio = || Stdio::from(pty.slave.try_clone().unwrap());
-        let child = bench.command(arguments).stdin(stdio()).stdout(stdio()).stderr(stdio()).spawn().unwrap();
-        let mut reader = File::from(pty.master.try_clone().unwrap());
-        let (send, output) = mpsc::channel();
-        std::thread::spawn(move || {
-            let mut chunk = [0; 4096];
-            while let Ok(count @ 1..) = reader.read(&mut chunk) {
-                if send.send(chunk[..count].to_vec()).is_err() {
-                    return;
-                }
-            }
-        });
-        Self { child, keyboard: File::from(pty.master), terminal: pty.slave, output, seen: String::new() }
-    }
-
-    fn press(&mut self, keys: &[u8]) {
-        self.keyboard.write_all(keys).unwrap();
-    }
-
-    #[track_caller]
-    fn sees(&mut self, text: &str) {
-        while !self.seen.contains(text) {
-            match self.output.recv_timeout(PATIENCE) {
-                Ok(chunk) => self.seen.push_str(&String::from_utf8_lossy(&chunk)),
-                Err(error) => panic!("{text:?} is not there ({error}): {:?}", self.seen),
-            }
-        }
-    }
-
-    fn is_raw(&self) -> bool {
-        !tcgetattr(self.terminal.as_fd()).unwrap().local_flags.contains(LocalFlags::ICANON)
-    }
-
-    fn becomes_raw(&self) {
-        eventually("a raw terminal", || self.is_raw().then_some(()));
-    }
-
-    #[track_caller]
-    fn ends_with(mut self, code: i32) {
-        let status = eventually("the end of the console", || self.child.try_wait().unwrap());
-        assert_eq!(status.code(), Some(code), "{:?}", self.seen);
-        assert!(!self.is_raw(), "the terminal was left raw");
-    }
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        // It has ended, unless the test failed.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 #[test]

@@ -8,5 +8,7 @@ mod flags;
 mod images;
 mod nodes;
 mod reach;
+mod scripted;
+mod session;
 mod settings;
 mod vms;

@@ -4,11 +4,17 @@ use std::process::{Child, Stdio};
 
 use crate::bench::{Bench, Node, Ran, eventually, free_address};
 
-/// Starts a further node, without waiting for anything.
+/// Starts a further node of the same user, without waiting for anything.
 fn join(bench: &Bench, id: &str, data_dir: &str, arguments: &[&str]) -> Joiner {
+    join_as(bench, "state", id, data_dir, arguments)
+}
+
+/// Starts a further node of the user with this state folder.
+fn join_as(bench: &Bench, user: &str, id: &str, data_dir: &str, arguments: &[&str]) -> Joiner {
     let address = free_address();
     let fixed = ["node", "--id", id, "--bind", &address, "--data-dir", data_dir, "--hypervisor", "fake"];
     let mut command = bench.command(&[&fixed[..], arguments].concat());
+    command.env("BLIXARD_STATE_DIR", bench.path(user));
     Joiner(Some(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()))
 }
 
@@ -45,14 +51,16 @@ fn nodes_join_by_peer_or_ticket_and_leave() {
     let first = bench.node();
     let second = join(&bench, "2", "data2", &["--peers", &first.address, "--label", "zone=b"]);
     let ticket = bench.run(&["cluster", "token", "create", "--addr", &first.address]).ends_with(0).stdout;
-    // A stranger to the state folder, so that nothing but the ticket lets it in.
-    let third = join(&bench, "3", "data3", &["--join", ticket.trim()]);
+    // Another user, so that nothing but the ticket lets it in.
+    let third = join_as(&bench, "stranger", "3", "data3", &["--join", ticket.trim()]);
     for id in [2, 3] {
         eventually("the node", || is_ready(&bench, &first, id).then_some(()));
     }
     let table = bench.run(&["cluster", "status"]).ends_with(0).stdout;
     assert!(table.contains("zone=b") && table.lines().filter(|line| line.contains(" ready ")).count() == 3, "{table}");
 
+    let uninvited = join_as(&bench, "stranger", "4", "data4", &["--peers", &first.address]).ends_with(10);
+    assert!(uninvited.stderr.contains("needs a ticket"), "{uninvited:?}");
     let used = join(&bench, "4", "data4", &["--join", ticket.trim()]).ends_with(10);
     assert!(used.stderr.contains("used up"), "{used:?}");
     let twice = join(&bench, "3", "data5", &["--peers", &first.address]).ends_with(10);

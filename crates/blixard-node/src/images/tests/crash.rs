@@ -46,7 +46,7 @@ async fn what_was_verified_before_a_kill_is_not_fetched_again() {
         .env(TASK, task)
         .kill_on_drop(true)
         .output();
-    let child = tokio::time::timeout(DEADLINE, child).await.unwrap().unwrap();
+    let child = in_time(child).await.unwrap();
     assert_eq!(child.status.signal(), Some(9), "{}", String::from_utf8_lossy(&child.stderr));
 
     let node = TestNode::start_in(&temp.path().join("images"), key).await;

@@ -5,7 +5,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 
 use blixard_core::{BlobHash, EndpointId};
 use iroh_blobs::api::blobs::BlobStatus;
-use iroh_blobs::protocol::{GetRequest, PushRequest};
+use iroh_blobs::protocol::{ChunkRanges, GetRequest, ObserveItem, PushRequest, RequestType};
 use tokio::sync::watch;
 
 use super::*;
@@ -56,7 +56,7 @@ async fn three_sources_of_which_one_dies_and_one_has_a_part() {
     let (mut seen, mut seen_more) = (progress.subscribe(), progress.subscribe());
     let sources = [whole.id(), dying.id(), part.id()];
     let (fetched, (), ()) = tokio::join!(
-        target.images.fetch(&manifest, &sources, &progress),
+        in_time(target.images.fetch(&manifest, &sources, &progress)),
         async {
             seen.wait_for(|progress| progress.bytes_done >= 16 << 20).await.unwrap();
             dying.transport.close().await;
@@ -123,7 +123,8 @@ async fn a_manifest_with_the_wrong_length_is_found_out() {
     let [source, target] = members().await;
     let manifest = source.import_disk(&random(5, MIB)).await;
     let Part { hash, bytes } = manifest.parts()[0];
-    for claimed in [bytes - 1, bytes + 1, bytes / 2, bytes * 40] {
+    // The first finds it out while the blob is still a part, the others once it is whole.
+    for claimed in [bytes / 2, bytes - 1, bytes + 1, bytes * 40] {
         let wrong = disk(Part { hash, bytes: claimed });
         match target.fetch(&wrong, &[&source]).await.unwrap_err() {
             FetchError::WrongSize { expected_bytes, bytes: found, .. } => {
@@ -143,7 +144,7 @@ async fn more_than_the_disk_holds_is_refused_at_once() {
     let [source, target] = members().await;
     let huge = disk(Part { hash: BlobHash([7; 32]), bytes: 1 << 60 });
     match target.fetch(&huge, &[&source]).await.unwrap_err() {
-        FetchError::NoSpace { needed_bytes, free_bytes, .. } => assert!(free_bytes < needed_bytes),
+        FetchError::NoSpace(no_space) => assert!(no_space.free_bytes < no_space.needed_bytes),
         other => panic!("{other:?}"),
     }
 }
@@ -176,6 +177,43 @@ async fn a_source_that_says_nothing_is_left_out() {
     let error = target.images.fetch(&manifest, &[mute.id()], &watch::Sender::default()).await.unwrap_err();
     assert!(only_reason(error).contains("nothing of what is missing"));
     target.images.fetch(&manifest, &[mute.id(), source.id()], &watch::Sender::default()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_stalls_gives_its_pieces_back() {
+    let [source, target, other] = members().await;
+    // It says that it has all of everything, and then delivers none of it.
+    let stalling = imposter(crate::transport::handler(|connection| async move {
+        let boast = ObserveItem { size: 1 << 40, ranges: ChunkRanges::all() };
+        let boast = postcard::to_stdvec(&boast).unwrap();
+        let boast = [vec![u8::try_from(boast.len()).unwrap()], boast].concat();
+        let mut open = Vec::new();
+        while let Ok((mut send, mut recv)) = connection.accept_bi().await {
+            let mut request = [0];
+            recv.read_exact(&mut request).await.unwrap();
+            if request[0] == RequestType::Observe as u8 {
+                send.write_all(&boast).await.unwrap();
+            }
+            open.push((send, recv));
+        }
+    }))
+    .await;
+    introduce(&[&source.transport, &target.transport, &other.transport, &stalling]);
+    let content = random(9, 80 * MIB);
+    let manifest = source.import_disk(&content).await;
+    for node in [&target, &other] {
+        node.images.keep(manifest.id(), &manifest).await.unwrap();
+    }
+    let (both, alone) = ([stalling.id(), source.id()], [stalling.id()]);
+    let (progress, progress_alone) = (watch::Sender::default(), watch::Sender::default());
+    let (fetched, failed) = tokio::join!(
+        in_time(target.images.fetch(&manifest, &both, &progress)),
+        in_time(other.images.fetch(&manifest, &alone, &progress_alone))
+    );
+    fetched.unwrap();
+    assert!(target.content(&manifest).await == content);
+    let reason = only_reason(failed.unwrap_err());
+    assert!(reason.contains("delivered nothing"), "{reason}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
