@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use blixard_core::{
@@ -37,6 +37,10 @@ use crate::{http, leader};
 const UPKEEP_EVERY: Duration = Duration::from_secs(1);
 /// How long a removed node goes on taking part, so that its vote is not missed before the others have changed the group.
 const FAREWELL: Duration = Duration::from_secs(10);
+/// A removed node that hears from no leader for this long, a few elections, is not needed by anybody.
+const FAREWELL_LEADERLESS: Duration = Duration::from_secs(2);
+/// How often it looks though nothing has changed.
+const FAREWELL_POLL: Duration = Duration::from_millis(250);
 /// How long a stopped node waits for requests in hand to end. They fail as soon as they notice.
 const LET_GO: Duration = Duration::from_secs(5);
 /// How often it looks.
@@ -268,7 +272,13 @@ impl Ground {
             }
         };
         if tokio::time::timeout(LET_GO, let_go).await.is_err() {
-            tracing::warn!("something still holds the port or the files of the node that was stopped");
+            let (state, log, port) = (state.strong_count() > 0, log.strong_count() > 0, !port.is_free());
+            tracing::warn!(
+                state,
+                log,
+                port,
+                "something still holds the port or the files of the node that was stopped"
+            );
         }
     }
 
@@ -534,12 +544,19 @@ async fn farewell(me: &Me, membership: &Membership, data: &DataDir) {
         tracing::warn!(error = format!("{error:#}"), "the removal could not be noted in the data directory");
     }
     let taken_out = async {
+        let mut leaderless: Option<Instant> = None;
         loop {
             let view = me.raft.view();
-            if !view.voters.contains(&view.node) || view.leader.is_none() {
+            if !view.voters.contains(&view.node) {
                 return;
             }
-            me.raft.group_changed().await;
+            // While the leadership passes from one to another, nobody leads for a moment: the next leader may need this vote.
+            match view.leader {
+                Some(_) => leaderless = None,
+                None if leaderless.get_or_insert_with(Instant::now).elapsed() >= FAREWELL_LEADERLESS => return,
+                None => {}
+            }
+            let _ = tokio::time::timeout(FAREWELL_POLL, me.raft.group_changed()).await;
         }
     };
     let _ = tokio::time::timeout(FAREWELL, taken_out).await;
