@@ -264,7 +264,13 @@ impl Ground {
             }
         };
         if tokio::time::timeout(LET_GO, let_go).await.is_err() {
-            tracing::warn!("something still holds the port or the files of the node that was stopped");
+            let (state, log, port) = (state.strong_count() > 0, log.strong_count() > 0, !port.is_free());
+            tracing::warn!(
+                state,
+                log,
+                port,
+                "something still holds the port or the files of the node that was stopped"
+            );
         }
     }
 

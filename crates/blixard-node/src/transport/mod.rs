@@ -234,6 +234,7 @@ impl Transport {
             tracing::debug!(%error, "a protocol handler had ended before");
         }
         self.inner.endpoint.close().await;
+        self.inner.connections.clear();
     }
 
     /// By which to tell when the port is free again.
