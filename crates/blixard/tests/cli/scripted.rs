@@ -14,7 +14,7 @@ use blixard_node::user::UserState;
 use serde_json::{Value, json};
 
 use crate::bench::{Bench, Ran};
-use crate::session::Session;
+use crate::program::session::Session;
 
 /// A server that answers as its router says.
 struct Scripted {
