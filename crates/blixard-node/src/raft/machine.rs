@@ -4,7 +4,7 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, RwLock, Weak};
 
 use blixard_core::{Command, State};
 use bytes::Bytes;
@@ -20,6 +20,9 @@ const SNAPSHOT: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("snapsho
 const META: &str = "meta";
 const STATE: &str = "state";
 
+/// openraft with this cluster's types and state machine.
+pub(super) type OpenRaft = openraft::Raft<Group, Machine>;
+
 #[derive(Debug, Default)]
 struct Progress {
     applied: Option<LogId>,
@@ -34,6 +37,8 @@ pub(super) struct Machine {
     changed: watch::Sender<u64>,
     db: Arc<Database>,
     path: Arc<PathBuf>,
+    // After the database, so that the file is closed when the last of these is gone.
+    held: Arc<()>,
 }
 
 impl Machine {
@@ -54,6 +59,7 @@ impl Machine {
             changed: watch::Sender::new(index),
             db: Arc::new(db),
             path: Arc::new(path),
+            held: Arc::default(),
         })
     }
 
@@ -65,6 +71,11 @@ impl Machine {
     /// The index of the last applied entry, live.
     pub(super) fn watch(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+
+    /// What is there for as long as the file is open.
+    pub(super) fn held(&self) -> Weak<()> {
+        Arc::downgrade(&self.held)
     }
 
     async fn store(&self, meta: &SnapshotMeta, state: Bytes) -> io::Result<()> {

@@ -13,7 +13,7 @@ mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -26,8 +26,7 @@ use tokio::sync::watch;
 
 use crate::config::RaftConfig;
 use crate::transport::{Handler, Transport};
-use group::OpenRaft;
-use machine::Machine;
+use machine::{Machine, OpenRaft};
 use wire::{Forwarded, Request};
 
 /// How long a proposal or a linearizable read looks for a leader and waits for its answer.
@@ -143,6 +142,7 @@ pub(crate) struct Raft {
     node: NodeId,
     raft: OpenRaft,
     machine: Machine,
+    held_log: Weak<()>,
     transport: Transport,
 }
 
@@ -175,11 +175,12 @@ impl Raft {
         let settings = settings.validate().context("read the Raft settings")?;
         let machine = Machine::open(dir.join("state.redb"))?;
         let log = log::LogStore::open(dir.join("log.redb"))?;
+        let held_log = log.held();
         let network = network::Network(transport.clone());
         let raft = OpenRaft::new(node.0, Arc::new(settings), network, log, machine.clone())
             .await
             .context("start Raft from its log")?;
-        Ok(Self { node, raft, machine, transport })
+        Ok(Self { node, raft, machine, held_log, transport })
     }
 
     /// The handler of the Raft protocol.
@@ -387,6 +388,16 @@ impl Raft {
     /// When Raft has stopped.
     pub(crate) async fn transfer_leadership(&self, to: NodeId) -> anyhow::Result<()> {
         self.raft.trigger().transfer_leader(to.0).await.with_context(|| format!("hand the leadership to node {to}"))
+    }
+
+    /// What is there for as long as the state's file is open.
+    pub(crate) fn held_state(&self) -> Weak<()> {
+        self.machine.held()
+    }
+
+    /// What is there for as long as the log's file is open.
+    pub(crate) fn held_log(&self) -> Weak<()> {
+        self.held_log.clone()
     }
 
     /// Stops taking part. What was acknowledged is on disk.

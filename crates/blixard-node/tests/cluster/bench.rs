@@ -14,6 +14,7 @@ use blixard_node::config::{HTTP_PORT_OFFSET, Layers, NodeConfig};
 use blixard_node::user::UserState;
 use blixard_node::{Node, StartError};
 use bytes::Bytes;
+use nix::fcntl::{Flock, FlockArg};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -254,12 +255,22 @@ impl Host {
     /// Ends every task of the node where it stands. Nothing is handed over, flushed or said.
     pub(crate) async fn kill(self) -> NodeConfig {
         let Self { config, node, runtime } = self;
-        tokio::task::spawn_blocking(move || {
+        let (done, ended) = tokio::sync::oneshot::channel();
+        // Outside of every runtime, or the node would put off closing its socket to a task of this one.
+        std::thread::spawn(move || {
             runtime.shutdown_timeout(PATIENCE);
             drop(node);
+            // Whoever does not wait any more has failed.
+            let _ = done.send(());
+        });
+        ended.await.unwrap();
+        until("the node's files to be closed", async || {
+            ["raft/log.redb", "raft/state.redb", "images/blobs.db"].iter().all(|file| {
+                let file = std::fs::File::open(config.data_dir.join(file)).unwrap();
+                Flock::lock(file, FlockArg::LockExclusiveNonblock).is_ok()
+            })
         })
-        .await
-        .unwrap();
+        .await;
         config
     }
 }

@@ -91,7 +91,9 @@ async fn whoever_may_not_join_is_told_why() {
     let good = client.create_token(&ANYBODY).await.unwrap();
     let ticket: Ticket = good.ticket.parse().unwrap();
     let joining = async |id: u64, ticket: &Ticket| {
-        bench.try_start_as("guest", &bench.config(id, &[("join", &ticket.to_string())])).await
+        let mut config = bench.config(id, &[("join", &ticket.to_string())]);
+        config.data_dir = bench.path("guest's data");
+        bench.try_start_as("guest", &config).await
     };
 
     let foreign = ClusterId([7; 32]);
@@ -143,7 +145,9 @@ async fn a_data_directory_belongs_to_one_node_of_one_cluster() {
     let foreign = bench.client(&elsewhere).await.create_token(&ANYBODY).await.unwrap();
 
     let started = bench.try_start(&first).await.map(drop);
-    assert!(matches!(&started, Err(StartError::Failed(error)) if format!("{error:#}").contains("another node process")));
+    assert!(
+        matches!(&started, Err(StartError::Failed(error)) if format!("{error:#}").contains("another node process"))
+    );
     node.shutdown().await;
     let mut renamed = first.clone();
     renamed.id = NodeId(4);
@@ -232,18 +236,16 @@ async fn a_node_that_comes_back_at_another_address_is_found_again() {
     }
     until("all three to answer at their new addresses", async || {
         let Ok(view) = client.cluster(false).await else { return false };
-        view.nodes.iter().zip(&configs).all(|(node, config)| {
-            node.state == NodeState::Ready && node.addresses == [config.bind]
-        })
+        view.nodes
+            .iter()
+            .zip(&configs)
+            .all(|(node, config)| node.state == NodeState::Ready && node.addresses == [config.bind])
     })
     .await;
     // What the others have learnt lasts.
     nodes.remove(0).shutdown().await;
     let client = bench.client(&nodes[0]).await;
-    until("the two that moved to go on without the first", async || {
-        client.create_token(&ANYBODY).await.is_ok()
-    })
-    .await;
+    until("the two that moved to go on without the first", async || client.create_token(&ANYBODY).await.is_ok()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -302,6 +304,7 @@ async fn a_removed_node_is_told_so() {
     assert!(matches!(bench.try_start(&configs[1]).await.map(drop), Err(StartError::Removed(NodeId(2)))));
 
     // One that was down at the time learns of it when it comes back.
+    until("the first node to vote alone", async || voters(&client).await == Some(1)).await;
     nodes.remove(1).shutdown().await;
     client.remove_node(NodeId(3), false).await.unwrap();
     match bench.try_start(&configs[2]).await {
