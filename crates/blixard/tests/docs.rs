@@ -12,7 +12,7 @@ use blixard_node::transport::Ticket;
 /// Variables that are no settings of a node, and so not shown by `blixard config show`.
 const OTHER_VARIABLES: &[&str] = &["BLIXARD_NODE_ADDR", "BLIXARD_STATE_DIR", "BLIXARD_LOG", "BLIXARD_LOG_FORMAT"];
 /// Read by the tests of the project, not by the program.
-const TEST_VARIABLES: &[&str] = &["BLIXARD_SEED"];
+const TEST_VARIABLES: &[&str] = &["BLIXARD_SEED", "BLIXARD_E2E_SEED", "BLIXARD_E2E_ROUNDS"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
