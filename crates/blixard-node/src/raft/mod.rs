@@ -28,6 +28,7 @@ use crate::config::RaftConfig;
 use crate::transport::{Handler, Transport};
 use group::OpenRaft;
 use machine::Machine;
+use network::AskError;
 use wire::{Forwarded, Request};
 
 /// How long a proposal or a linearizable read looks for a leader and waits for its answer.
@@ -238,9 +239,12 @@ impl Raft {
                     let Some(peer) = self.endpoint_of(leader) else {
                         return Err((false, format!("node {leader} leads and is not known here")));
                     };
-                    network::ask::<Forwarded<T>>(&self.transport, peer, request)
-                        .await
-                        .map_err(|error| (true, format!("node {leader} leads: {error}")))
+                    network::ask::<Forwarded<T>>(&self.transport, peer, request, deadline).await.map_err(|error| {
+                        match error {
+                            AskError::NotSent(error) => (false, format!("node {leader} leads: {error}")),
+                            AskError::Lost(error) => (true, format!("node {leader} leads: {error}")),
+                        }
+                    })
                 };
                 match tokio::time::timeout_at(deadline, attempt).await {
                     Ok(Ok(Forwarded::Done(answer))) => return Ok(answer),
@@ -286,6 +290,11 @@ impl Raft {
     /// Looks at the state as this node has applied it. The closure must be short: applying waits for it.
     pub fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
         self.machine.read(look)
+    }
+
+    /// Looks at the state together with the index of the last entry applied to it.
+    pub fn read_with_index<T>(&self, look: impl FnOnce(&State, u64) -> T) -> T {
+        self.machine.read_with_index(look)
     }
 
     /// The index of the last applied entry, live: a change of it means that the state may have changed.
