@@ -246,6 +246,14 @@ impl Raft {
                         }
                     })
                 };
+                // A leader that died answers no more, and its connection takes seconds to time out: whoever has been elected
+                // meanwhile is asked instead.
+                let attempt = async {
+                    tokio::select! {
+                        answer = attempt => answer,
+                        () = self.another_leads(leader) => Err((true, format!("node {leader} was replaced as leader"))),
+                    }
+                };
                 match tokio::time::timeout_at(deadline, attempt).await {
                     Ok(Ok(Forwarded::Done(answer))) => return Ok(answer),
                     Ok(Ok(Forwarded::NotLeader(other))) => {
@@ -278,6 +286,22 @@ impl Raft {
                 });
             }
             tokio::time::sleep(RETRY_WAIT).await;
+        }
+    }
+
+    /// Waits until this node learns of a new leader that is not `asked`.
+    async fn another_leads(&self, asked: u64) {
+        let mut metrics = self.raft.metrics();
+        let before = metrics.borrow_watched().current_leader;
+        loop {
+            let leader = metrics.borrow_watched().current_leader;
+            if leader.is_some_and(|leader| leader != asked) && leader != before {
+                return;
+            }
+            if metrics.changed().await.is_err() {
+                // Raft has stopped, which the request meets by itself.
+                return std::future::pending().await;
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! Writes, reads, leaders that go, nodes that come back, and who votes.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use blixard_core::{BlobHash, NodeId, Settings};
 use blixard_node::api::{Client, CreateToken, FaultKind, NodeState, VmView};
@@ -80,11 +80,9 @@ async fn when_the_leader_stops_another_leads_and_writes_go_on() {
         let at = nodes.iter().position(|node| node.registry().ends_with(format!("node-{old}-registry.json"))).unwrap();
         nodes.remove(at).shutdown().await;
         let others = clients(&bench, &nodes).await;
-        let begun = Instant::now();
         for other in &others {
             write(other).await;
         }
-        tracing::info!(took = ?begun.elapsed(), "writes after the leader stopped");
         assert_ne!(leader(&others[0]).await, Some(old));
         nodes.insert(at, bench.start(&configs[usize::try_from(old).unwrap() - 1]).await);
         agreed(&clients(&bench, &nodes).await).await;
@@ -115,7 +113,8 @@ async fn when_the_leader_dies_no_acknowledged_write_is_lost() {
     let client = bench.client(&hosts[0].node).await;
     let begun = Instant::now();
     write(&client).await;
-    tracing::info!(took = ?begun.elapsed(), "the first write after the leader died");
+    // Connections to the dead take longer than this to time out: nobody may wait for that.
+    assert!(begun.elapsed() < Duration::from_secs(4), "the first write took {:?}", begun.elapsed());
     let tokens = client.tokens().await.unwrap();
     assert!(written.iter().all(|id| tokens.iter().any(|token| token.id == *id)));
     assert_ne!(leader(&client).await, Some(first));
