@@ -68,6 +68,14 @@ impl Machine {
         look(&self.state.read().expect("a panic while applying stops the node"))
     }
 
+    /// Looks at the state together with the index of the last entry applied to it.
+    pub(super) fn read_with_index<T>(&self, look: impl FnOnce(&State, u64) -> T) -> T {
+        // Under the lock that apply takes first, so that they belong together.
+        let state = self.state.read().expect("a panic while applying stops the node");
+        let applied = self.progress.read().expect("no holder of this lock panics").applied;
+        look(&state, applied.map_or(0, |id| id.index))
+    }
+
     /// The index of the last applied entry, live.
     pub(super) fn watch(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()

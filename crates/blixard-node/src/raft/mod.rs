@@ -27,6 +27,7 @@ use tokio::sync::watch;
 use crate::config::RaftConfig;
 use crate::transport::{Handler, Transport};
 use machine::{Machine, OpenRaft};
+use network::AskError;
 use wire::{Forwarded, Request};
 
 /// How long a proposal or a linearizable read looks for a leader and waits for its answer.
@@ -257,9 +258,20 @@ impl Raft {
                     let Some(peer) = self.endpoint_of(leader) else {
                         return Err((false, format!("node {leader} leads and is not known here")));
                     };
-                    network::ask::<Forwarded<T>>(&self.transport, peer, request)
-                        .await
-                        .map_err(|error| (true, format!("node {leader} leads: {error}")))
+                    network::ask::<Forwarded<T>>(&self.transport, peer, request, deadline).await.map_err(|error| {
+                        match error {
+                            AskError::NotSent(error) => (false, format!("node {leader} leads: {error}")),
+                            AskError::Lost(error) => (true, format!("node {leader} leads: {error}")),
+                        }
+                    })
+                };
+                // A leader that died answers no more, and its connection takes seconds to time out: whoever has been elected
+                // meanwhile is asked instead.
+                let attempt = async {
+                    tokio::select! {
+                        answer = attempt => answer,
+                        () = self.another_leads(leader) => Err((true, format!("node {leader} was replaced as leader"))),
+                    }
                 };
                 match tokio::time::timeout_at(deadline, attempt).await {
                     Ok(Ok(Forwarded::Done(answer))) => return Ok(answer),
@@ -296,6 +308,22 @@ impl Raft {
         }
     }
 
+    /// Waits until this node learns of a new leader that is not `asked`.
+    async fn another_leads(&self, asked: u64) {
+        let mut metrics = self.raft.metrics();
+        let before = metrics.borrow_watched().current_leader;
+        loop {
+            let leader = metrics.borrow_watched().current_leader;
+            if leader.is_some_and(|leader| leader != asked) && leader != before {
+                return;
+            }
+            if metrics.changed().await.is_err() {
+                // Raft has stopped, which the request meets by itself.
+                return std::future::pending().await;
+            }
+        }
+    }
+
     fn endpoint_of(&self, node: u64) -> Option<EndpointId> {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
@@ -305,6 +333,11 @@ impl Raft {
     /// Looks at the state as this node has applied it. The closure must be short: applying waits for it.
     pub(crate) fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
         self.machine.read(look)
+    }
+
+    /// Looks at the state together with the index of the last entry applied to it.
+    pub fn read_with_index<T>(&self, look: impl FnOnce(&State, u64) -> T) -> T {
+        self.machine.read_with_index(look)
     }
 
     /// The index of the last applied entry, live: a change of it means that the state may have changed.

@@ -33,6 +33,11 @@ impl Server {
             by_leader = seen.is_leader();
             group = seen;
         }
+        if !by_leader {
+            // What this node last heard is no proof: a learner, which never stands for election, would name a dead leader
+            // for ever.
+            group.leader = None;
+        }
         // A leader that has lost its majority does not know it at once, but it sees that nobody answers.
         let members: BTreeSet<NodeId> = self.inner.raft.read(|state| state.nodes.keys().copied().collect());
         let reachable = if by_leader {
