@@ -247,7 +247,8 @@ impl Raft {
             if let Some(stopped) = self.view().stopped {
                 return Err(ConsensusError::Stopped { reason: stopped });
             }
-            let leader = hint.take().or_else(|| self.raft.metrics().borrow_watched().current_leader);
+            let known = self.raft.metrics().borrow_watched().current_leader;
+            let leader = hint.take().or(known);
             if let Some(leader) = leader {
                 let attempt = async {
                     if leader == self.node.0 {
@@ -259,6 +260,15 @@ impl Raft {
                     network::ask::<Forwarded<T>>(&self.transport, peer, request)
                         .await
                         .map_err(|error| (true, format!("node {leader} leads: {error}")))
+                };
+                // A dead leader's connection takes seconds to time out; that there is another is known long before.
+                let attempt = async {
+                    tokio::select! {
+                        answer = attempt => answer,
+                        other = self.another_leads(known, leader) => {
+                            Err((true, format!("node {other} leads in place of node {leader}")))
+                        }
+                    }
                 };
                 match tokio::time::timeout_at(deadline, attempt).await {
                     Ok(Ok(Forwarded::Done(answer))) => return Ok(answer),
@@ -292,6 +302,21 @@ impl Raft {
                 });
             }
             tokio::time::sleep(RETRY_WAIT).await;
+        }
+    }
+
+    /// Waits until this node hears of a leader that is neither the one it knew nor the one that is asked.
+    async fn another_leads(&self, known: Option<u64>, asked: u64) -> u64 {
+        let mut metrics = self.raft.metrics();
+        loop {
+            let leader = metrics.borrow_watched().current_leader;
+            if let Some(leader) = leader.filter(|leader| *leader != asked && Some(*leader) != known) {
+                return leader;
+            }
+            if metrics.changed().await.is_err() {
+                // Raft has stopped, which whoever waits for the answer finds out by itself.
+                return std::future::pending().await;
+            }
         }
     }
 
