@@ -336,7 +336,7 @@ impl Raft {
     }
 
     /// Looks at the state together with the index of the last entry applied to it.
-    pub fn read_with_index<T>(&self, look: impl FnOnce(&State, u64) -> T) -> T {
+    pub(crate) fn read_with_index<T>(&self, look: impl FnOnce(&State, u64) -> T) -> T {
         self.machine.read_with_index(look)
     }
 
