@@ -36,8 +36,8 @@ impl Default for RaftConfig {
         // Elections within a second on a LAN, and room for a busy host to miss two heartbeats.
         Self {
             heartbeat_ms: 100,
-            election_min_ms: 400,
-            election_max_ms: 800,
+            election_min_ms: 300,
+            election_max_ms: 600,
             snapshot_entries: 5000,
             keep_entries: 1000,
         }
@@ -157,8 +157,8 @@ const SETTINGS: &[(&str, Kind, &str)] = &[
     ("capacity.overcommit_memory_percent", Kind::Number, "100"),
     ("capacity.overcommit_disk_percent", Kind::Number, "100"),
     ("raft.heartbeat_ms", Kind::Number, "100"),
-    ("raft.election_min_ms", Kind::Number, "400"),
-    ("raft.election_max_ms", Kind::Number, "800"),
+    ("raft.election_min_ms", Kind::Number, "300"),
+    ("raft.election_max_ms", Kind::Number, "600"),
     ("raft.snapshot_entries", Kind::Number, "5000"),
     ("raft.keep_entries", Kind::Number, "1000"),
     ("cluster.voters", Kind::Number, "3"),

@@ -11,8 +11,34 @@ impl Counter {
         self.0.fetch_add(count, Ordering::Relaxed);
     }
 
+    /// Raises it to what another counter says.
+    pub(crate) fn raise_to(&self, count: u64) {
+        self.0.fetch_max(count, Ordering::Relaxed);
+    }
+
     pub(crate) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A number that is set anew at each look.
+#[derive(Debug)]
+pub(crate) struct Gauge(AtomicU64);
+
+impl Gauge {
+    pub(crate) fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Default for Gauge {
+    /// Well until seen otherwise.
+    fn default() -> Self {
+        Self(AtomicU64::new(1))
     }
 }
 
@@ -27,6 +53,14 @@ pub(crate) struct Counters {
     pub(crate) order_failures: Counter,
     /// Background tasks that ended by a panic and were started again.
     pub(crate) task_restarts: Counter,
+    /// Attempts to fetch an image that failed.
+    pub(crate) transfer_failures: Counter,
+    /// Panics in the queue of transfers, which goes on.
+    pub(crate) transfer_panics: Counter,
+    /// Whether the blob store works. Once it has failed, only a restart of the process brings it back.
+    pub(crate) store_alive: Gauge,
+    /// Whether the blob store frees what nothing keeps. Once that has failed, only a restart brings it back.
+    pub(crate) store_collects: Gauge,
     /// Requests to the control API.
     pub(crate) api_requests: Counter,
     /// Nodes that asked to join and were refused.

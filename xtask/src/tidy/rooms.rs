@@ -17,12 +17,15 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("leader", &["raft"]),
     ("api", &["raft", "images", "documents", "transfers", "agent", "transport"]),
     ("http", &["api", "raft", "transport"]),
-    // Settings are plain values that are handed to the rooms; they come from nowhere in this crate.
+    // Plain values, the reading of a clock, and numbers that rise: they know nobody.
     ("config", &[]),
-    ("settings", &[]),
+    ("clock", &[]),
+    ("counters", &[]),
+    // A user's own keys and tickets, for clients as much as for nodes.
+    ("user", &["transport"]),
 ];
 /// Used by every room.
-const FOR_ALL: &[&str] = &["config", "settings"];
+const FOR_ALL: &[&str] = &["config", "clock", "counters"];
 /// Knows everybody, and is used by nobody but the crate's root.
 const COMPOSITION_ROOT: &str = "node";
 

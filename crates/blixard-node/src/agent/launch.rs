@@ -59,7 +59,7 @@ pub(super) async fn launch_spec(
         vcpus: vm.spec.vcpus,
         memory_mib: vm.spec.memory_mib,
         boot,
-        disk_bytes: (vm.spec.disk_mib > 0).then(|| vm.spec.disk_mib << 20),
+        disk_bytes: (vm.spec.disk_mib > 0).then_some(vm.spec.disk_mib << 20),
         seed: Some(hypervisor::Seed {
             hostname: vm.name.to_string(),
             user_data: vm.spec.seed.user_data.clone(),

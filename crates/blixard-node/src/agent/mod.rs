@@ -18,7 +18,7 @@ mod observe;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use blixard_core::{EndpointId, ImageId, NodeId, UnixMs, VmId};
 use blixard_hypervisor::{ConsoleError, Driver, LogChunk, LogError, LogPosition, LogSpan, VmState};
@@ -34,6 +34,8 @@ use crate::transfers::{TransferStatus, Transfers};
 const TICK: Duration = Duration::from_secs(5);
 /// How long the thread that waits for guests to end waits before it looks whether the agent is still there.
 const DRIVER_WAIT: Duration = Duration::from_secs(1);
+/// How often the blob store is asked whether it works, which costs it a write.
+const HEALTH_EVERY: Duration = Duration::from_secs(30);
 /// Looks are at least this far apart, so that a burst of changes costs a few looks and not one each.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -65,6 +67,8 @@ struct Desk {
     complete: BTreeSet<ImageId>,
     /// Where each transfer was last told to fetch from.
     sources: BTreeMap<ImageId, Vec<EndpointId>>,
+    /// When the blob store was last asked whether it works.
+    health_seen: Option<Instant>,
     /// Guests that were asked to stop, and when that was first seen.
     stopping: BTreeMap<VmId, UnixMs>,
 }
@@ -141,10 +145,30 @@ impl Agent {
 
     /// One round; says when to look again though nothing has changed.
     async fn look(&self) -> anyhow::Result<Option<UnixMs>> {
+        self.look_after_health().await;
         let local = self.observe().await?;
         let plan = self.inner.raft.read(|state| blixard_core::reconcile(self.inner.me, state, &local, clock::now()));
         self.execute(plan.actions).await;
         Ok(plan.look_again_at)
+    }
+
+    /// Notes for `/readyz` and `/metrics` how the rooms below do.
+    async fn look_after_health(&self) {
+        let counters = &self.inner.counters;
+        counters.transfer_failures.raise_to(self.inner.transfers.failures());
+        counters.transfer_panics.raise_to(self.inner.transfers.panics());
+        let is_due = {
+            let mut desk = self.desk();
+            let is_due = desk.health_seen.is_none_or(|seen| seen.elapsed() >= HEALTH_EVERY);
+            if is_due {
+                desk.health_seen = Some(Instant::now());
+            }
+            is_due
+        };
+        if is_due {
+            counters.store_alive.set(u64::from(self.inner.images.is_alive().await));
+            counters.store_collects.set(u64::from(self.inner.images.collects()));
+        }
     }
 
     /// A thread of its own, because a driver blocks. It ends when the agent is gone.

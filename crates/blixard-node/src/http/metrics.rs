@@ -54,7 +54,13 @@ pub(super) fn text(raft: &Raft, counters: &Counters) -> String {
     let samples: Vec<(&str, u64)> =
         labels.iter().zip(phases).map(|(labels, (_, count))| (labels.as_str(), count)).collect();
     family(&mut text, "vms", gauge, "Vms of the cluster by phase.", &samples);
+    let alive = [("", counters.store_alive.get())];
+    family(&mut text, "store_alive", gauge, "Whether the blob store works.", &alive);
+    let collects = [("", counters.store_collects.get())];
+    family(&mut text, "store_collects", gauge, "Whether the blob store frees what nothing keeps.", &collects);
     for (name, help, counter) in [
+        ("transfer_panics", "Panics in the queue of transfers.", &counters.transfer_panics),
+        ("transfer_failures", "Attempts to fetch an image that failed.", &counters.transfer_failures),
         ("leader_failures", "Decisions of the leader that could not be carried out.", &counters.leader_failures),
         ("agent_failures", "Looks of the agent that failed.", &counters.agent_failures),
         ("order_failures", "Orders of the agent that failed.", &counters.order_failures),

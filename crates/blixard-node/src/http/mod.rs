@@ -54,6 +54,12 @@ struct Door {
 /// When the port cannot be bound.
 pub(crate) async fn listen(bind: SocketAddr) -> anyhow::Result<TcpListener> {
     let port = bind.port().checked_add(HTTP_PORT_OFFSET).context("the HTTP port is beyond the last port")?;
+    if bind.ip().is_unspecified() {
+        // Takes IPv4 as well, as the UDP sockets together do. Hosts without IPv6 go on to the address as it was given.
+        if let Ok(listener) = TcpListener::bind(SocketAddr::from(([0; 16], port))).await {
+            return Ok(listener);
+        }
+    }
     let address = SocketAddr::new(bind.ip(), port);
     TcpListener::bind(address).await.with_context(|| format!("bind TCP {address}, the HTTP port that goes with {bind}"))
 }
@@ -110,6 +116,11 @@ async fn readyz(State(door): State<Door>) -> Response {
         Stage::Member(_) => None,
     };
     let view = door.raft.view();
+    let why_not = why_not.or_else(|| {
+        let stopped = door.counters.store_alive.get() == 0;
+        stopped
+            .then(|| "the image store has stopped, perhaps on a full disk: make room and restart the node".to_owned())
+    });
     let why_not = why_not.or_else(|| view.stopped.clone()).or_else(|| {
         view.leader
             .is_none()

@@ -12,7 +12,7 @@ use iroh_blobs::protocol::ChunkRanges;
 use super::{BlobError, Images};
 
 /// A blob cannot be exported.
-pub type ExportError = BlobError;
+pub(crate) type ExportError = BlobError;
 
 impl Images {
     /// The content of a whole blob, in order. Each item was checked against the hash before it is given out; an error ends
@@ -20,7 +20,7 @@ impl Images {
     ///
     /// # Errors
     /// When the blob is not here as a whole.
-    pub async fn export(
+    pub(crate) async fn export(
         &self,
         hash: BlobHash,
     ) -> Result<impl Stream<Item = io::Result<Bytes>> + Send + 'static, ExportError> {

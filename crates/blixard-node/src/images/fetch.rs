@@ -19,7 +19,7 @@ use super::{BlobError, Images, NoSpace};
 
 /// How far a fetch is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Progress {
+pub(crate) struct Progress {
     /// Bytes of the image that are here and verified.
     pub bytes_done: u64,
     /// Bytes of the image.
@@ -32,7 +32,7 @@ pub struct Progress {
 
 /// Why an image could not be fetched. What was verified stays, and the next fetch goes on from there.
 #[derive(Debug, thiserror::Error)]
-pub enum FetchError {
+pub(crate) enum FetchError {
     /// Nobody was named who has it.
     #[error("no node is known that has the image")]
     NoSource,
@@ -82,7 +82,7 @@ impl Images {
     ///
     /// # Errors
     /// When no source delivers, this node's disk fails or is full, or the manifest is wrong.
-    pub async fn fetch(
+    pub(crate) async fn fetch(
         &self,
         manifest: &Manifest,
         sources: &[EndpointId],

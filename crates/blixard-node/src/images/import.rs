@@ -21,7 +21,7 @@ const CHECK_EVERY_BYTES: u64 = 64 << 20;
 
 /// Bytes could not be taken in. What was written of them is removed.
 #[derive(Debug, thiserror::Error)]
-pub enum ImportError {
+pub(crate) enum ImportError {
     /// There were none.
     #[error("there is nothing to import: the source is empty")]
     Empty,
@@ -44,7 +44,7 @@ impl From<BlobError> for ImportError {
 
 /// A blob that was just taken in. It may be removed as unused once this is dropped and no image keeps it.
 #[derive(Debug)]
-pub struct ImportedBlob {
+pub(crate) struct ImportedBlob {
     /// Its name.
     pub hash: BlobHash,
     /// Its length in bytes.
@@ -58,7 +58,7 @@ impl Images {
     ///
     /// # Errors
     /// When the source is empty or fails, or the disk is full or fails.
-    pub async fn import(
+    pub(crate) async fn import(
         &self,
         bytes: impl Stream<Item = io::Result<Bytes>> + Send,
     ) -> Result<ImportedBlob, ImportError> {

@@ -18,7 +18,7 @@ impl Images {
     ///
     /// # Errors
     /// When the store cannot write it down.
-    pub async fn keep(&self, image: ImageId, manifest: &Manifest) -> anyhow::Result<()> {
+    pub(crate) async fn keep(&self, image: ImageId, manifest: &Manifest) -> anyhow::Result<()> {
         let _no_run = self.inner.collector.hold().await;
         for (number, part) in manifest.parts().iter().enumerate() {
             let name = format!("{PREFIX}{image}/{number}");
@@ -33,7 +33,7 @@ impl Images {
     ///
     /// # Errors
     /// When the store cannot write it down.
-    pub async fn drop_image(&self, image: ImageId) -> anyhow::Result<()> {
+    pub(crate) async fn drop_image(&self, image: ImageId) -> anyhow::Result<()> {
         let tags = self.inner.store.tags();
         tags.delete_prefix(format!("{PREFIX}{image}/")).await.with_context(|| format!("drop image {image}"))?;
         self.inner.store.sync_db().await.with_context(|| format!("write down that image {image} is dropped"))?;
@@ -45,7 +45,7 @@ impl Images {
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub async fn kept(&self) -> anyhow::Result<BTreeSet<ImageId>> {
+    pub(crate) async fn kept(&self) -> anyhow::Result<BTreeSet<ImageId>> {
         let mut names = self.inner.store.tags().list_prefix(PREFIX).await.context("list kept images")?;
         let mut images = BTreeSet::new();
         while let Some(tag) = names.next().await {

@@ -45,10 +45,9 @@ use iroh_blobs::{BlobsProtocol, Hash};
 
 use crate::transport::{Handler, Transport};
 
-pub use export::ExportError;
-pub use fetch::{FetchError, Progress};
-pub use import::{ImportError, ImportedBlob};
-pub use space::NoSpace;
+pub(crate) use fetch::{FetchError, Progress};
+pub(crate) use import::{ImportError, ImportedBlob};
+pub(crate) use space::NoSpace;
 
 use collect::Collector;
 use import::Imports;
@@ -64,7 +63,7 @@ const EVENTS: usize = 1;
 
 /// A blob cannot be used as it is.
 #[derive(Debug, thiserror::Error)]
-pub enum BlobError {
+pub(crate) enum BlobError {
     /// It is not here, or not all of it.
     #[error("blob {0} is not on this node as a whole: fetch its image first")]
     NotWhole(BlobHash),
@@ -85,7 +84,7 @@ pub enum BlobError {
 
 /// The blobs of this node. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Images {
+pub(crate) struct Images {
     inner: Arc<Inner>,
 }
 
@@ -103,7 +102,7 @@ impl Images {
     ///
     /// # Errors
     /// When the directory cannot be used or another process has it open.
-    pub async fn open(dir: PathBuf, transport: Transport) -> anyhow::Result<Self> {
+    pub(crate) async fn open(dir: PathBuf, transport: Transport) -> anyhow::Result<Self> {
         Self::open_collecting(dir, transport, COLLECT_EVERY).await
     }
 
@@ -130,7 +129,7 @@ impl Images {
     }
 
     /// What serves the blobs to members: whole ones and parts, and which ranges there are. It takes nothing in.
-    pub fn handler(&self) -> Handler {
+    pub(crate) fn handler(&self) -> Handler {
         let mask = EventMask { push: RequestMode::Disabled, get_many: RequestMode::Disabled, ..EventMask::DEFAULT };
         let (events, _) = EventSender::channel(EVENTS, mask);
         Box::new(BlobsProtocol::new(&self.inner.store, Some(events)))
@@ -141,7 +140,7 @@ impl Images {
     ///
     /// # Errors
     /// When the blob is not on this node as a whole.
-    pub async fn path(&self, hash: BlobHash) -> Result<PathBuf, BlobError> {
+    pub(crate) async fn path(&self, hash: BlobHash) -> Result<PathBuf, BlobError> {
         let Some(bytes) = self.complete_bytes(hash).await? else { return Err(BlobError::NotWhole(hash)) };
         let path = self.inner.files.data_path(&Hash::from_bytes(hash.0));
         match tokio::fs::metadata(&path).await {
@@ -155,7 +154,7 @@ impl Images {
     ///
     /// # Errors
     /// When the store does not answer.
-    pub async fn is_complete(&self, manifest: &Manifest) -> Result<bool, BlobError> {
+    pub(crate) async fn is_complete(&self, manifest: &Manifest) -> Result<bool, BlobError> {
         for part in manifest.parts() {
             if self.complete_bytes(part.hash).await? != Some(part.bytes) || !self.is_sealed(part).await {
                 return Ok(false);
@@ -168,7 +167,8 @@ impl Images {
     ///
     /// # Errors
     /// When the store does not answer.
-    pub async fn local_bytes(&self, manifest: &Manifest) -> Result<u64, BlobError> {
+    #[cfg(test)]
+    pub(crate) async fn local_bytes(&self, manifest: &Manifest) -> Result<u64, BlobError> {
         let mut sum = 0u64;
         for part in manifest.parts() {
             let present = self.present(part.hash).await?;
@@ -179,18 +179,18 @@ impl Images {
 
     /// Whether blobs that no image keeps are still being removed. Once this is false it stays so until the node restarts,
     /// and the space of dropped images is not freed.
-    pub fn collects(&self) -> bool {
+    pub(crate) fn collects(&self) -> bool {
         self.inner.collector.is_alive()
     }
 
     /// Whether the store answers. Once it does not, because its disk failed or was filled by others, it does not until the
     /// node is restarted.
-    pub async fn is_alive(&self) -> bool {
+    pub(crate) async fn is_alive(&self) -> bool {
         self.inner.store.sync_db().await.is_ok()
     }
 
     /// Writes everything out and closes the store. What is called after this fails.
-    pub async fn shutdown(&self) {
+    pub(crate) async fn shutdown(&self) {
         if let Err(error) = self.inner.store.shutdown().await {
             tracing::debug!(%error, "the blob store was closed before");
         }

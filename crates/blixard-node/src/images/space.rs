@@ -15,7 +15,7 @@ const RESERVE_BYTES: u64 = 256 << 20;
      the data directory to a larger disk",
     RESERVE_BYTES
 )]
-pub struct NoSpace {
+pub(crate) struct NoSpace {
     /// The directory that was to be written to.
     pub dir: String,
     /// What is to be written.

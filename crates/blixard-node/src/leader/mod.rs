@@ -19,24 +19,6 @@ const TICK: Duration = Duration::from_millis(250);
 /// How far behind the leader's log a learner may be to count as caught up: a few batches, which it takes in at once.
 const CAUGHT_UP_ENTRIES: u64 = 200;
 
-/// The nodes that answered the leader within `within_ms`, the leader among them. A node that has not answered since the
-/// leader took office counts for as long as the office is younger than that.
-pub(crate) fn heard_from(
-    view: &GroupView,
-    members: &BTreeSet<NodeId>,
-    office_ms: u64,
-    within_ms: u64,
-) -> BTreeSet<NodeId> {
-    let heard = |node: &NodeId| {
-        *node == view.node || silent_ms(view, *node, office_ms).is_some_and(|silent_ms| silent_ms <= within_ms)
-    };
-    members.iter().copied().filter(heard).collect()
-}
-
-fn silent_ms(view: &GroupView, node: NodeId, office_ms: u64) -> Option<u64> {
-    view.silent_ms.get(&node).map(|silent_ms| silent_ms.unwrap_or(office_ms))
-}
-
 /// Leads whenever this node is the leader. Never returns.
 pub(crate) async fn run(raft: Raft, failures: Arc<crate::counters::Counters>) {
     let mut applied = raft.watch();
@@ -79,10 +61,10 @@ async fn lead(raft: &Raft, view: &GroupView, office_ms: u64) -> anyhow::Result<(
             voters: view.voters.clone(),
             learners: view.learners.clone(),
             caught_up: caught_up.map(|(node, _)| *node).chain([view.node]).collect(),
-            silent_ms: others.filter_map(|node| Some((node, silent_ms(view, node, office_ms)?))).collect(),
+            silent_ms: others.filter_map(|node| Some((node, view.silent_ms(node, office_ms)?))).collect(),
         };
-        let reachable = heard_from(view, &members, office_ms, HEALTHY_WITHIN_MS);
-        let present = heard_from(view, &members, office_ms, COPY_LOST_AFTER_MS);
+        let reachable = view.heard_from(&members, office_ms, HEALTHY_WITHIN_MS);
+        let present = view.heard_from(&members, office_ms, COPY_LOST_AFTER_MS);
         (state.plan_membership(&raft_view), state.schedule(&reachable), state.plan_copies(&present))
     });
     let propose = async |change: Change| {

@@ -20,6 +20,9 @@ const SNAPSHOT: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("snapsho
 const META: &str = "meta";
 const STATE: &str = "state";
 
+/// openraft with this cluster's types and state machine.
+pub(super) type OpenRaft = openraft::Raft<Group, Machine>;
+
 #[derive(Debug, Default)]
 struct Progress {
     applied: Option<LogId>,

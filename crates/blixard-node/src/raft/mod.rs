@@ -26,8 +26,7 @@ use tokio::sync::watch;
 
 use crate::config::RaftConfig;
 use crate::transport::{Handler, Transport};
-use group::OpenRaft;
-use machine::Machine;
+use machine::{Machine, OpenRaft};
 use network::AskError;
 use wire::{Forwarded, Request};
 
@@ -77,7 +76,7 @@ pub enum Role {
 
 /// What this node's Raft knows of the group now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GroupView {
+pub(crate) struct GroupView {
     /// The node that looks.
     pub node: NodeId,
     /// The leader, if one is known.
@@ -107,12 +106,27 @@ pub struct GroupView {
 
 impl GroupView {
     /// Whether the node that looks leads.
-    pub fn is_leader(&self) -> bool {
+    pub(crate) fn is_leader(&self) -> bool {
         self.leader == Some(self.node)
     }
 
+    /// Milliseconds since a node last answered the leader that looks, or since that leader took office, `office_ms` ago, when it
+    /// has not yet. Nothing for a node that is not in the group.
+    pub(crate) fn silent_ms(&self, node: NodeId, office_ms: u64) -> Option<u64> {
+        self.silent_ms.get(&node).map(|silent_ms| silent_ms.unwrap_or(office_ms))
+    }
+
+    /// The members that answered the leader that looks within `within_ms`, the leader among them. One that has not answered
+    /// since the leader took office, `office_ms` ago, counts for as long as the office is younger than that.
+    pub(crate) fn heard_from(&self, members: &BTreeSet<NodeId>, office_ms: u64, within_ms: u64) -> BTreeSet<NodeId> {
+        let heard = |node: &NodeId| {
+            *node == self.node || self.silent_ms(*node, office_ms).is_some_and(|silent_ms| silent_ms <= within_ms)
+        };
+        members.iter().copied().filter(heard).collect()
+    }
+
     /// A node's part, if it is in the group.
-    pub fn role(&self, node: NodeId) -> Option<Role> {
+    pub(crate) fn role(&self, node: NodeId) -> Option<Role> {
         if self.leader == Some(node) {
             Some(Role::Leader)
         } else if self.voters.contains(&node) {
@@ -125,7 +139,7 @@ impl GroupView {
 
 /// This node's part in the group. Cheap to clone.
 #[derive(Clone)]
-pub struct Raft {
+pub(crate) struct Raft {
     node: NodeId,
     raft: OpenRaft,
     machine: Machine,
@@ -138,7 +152,12 @@ impl Raft {
     ///
     /// # Errors
     /// When a file is damaged or cannot be opened, or a setting makes no sense.
-    pub async fn start(dir: &Path, node: NodeId, config: RaftConfig, transport: Transport) -> anyhow::Result<Self> {
+    pub(crate) async fn start(
+        dir: &Path,
+        node: NodeId,
+        config: RaftConfig,
+        transport: Transport,
+    ) -> anyhow::Result<Self> {
         std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
         let settings = openraft::Config {
             cluster_name: "blixard".into(),
@@ -166,7 +185,7 @@ impl Raft {
     }
 
     /// The handler of the Raft protocol.
-    pub fn handler(&self) -> Handler {
+    pub(crate) fn handler(&self) -> Handler {
         server::handler(self.raft.clone())
     }
 
@@ -174,7 +193,7 @@ impl Raft {
     ///
     /// # Errors
     /// When Raft has stopped.
-    pub async fn is_initialized(&self) -> anyhow::Result<bool> {
+    pub(crate) async fn is_initialized(&self) -> anyhow::Result<bool> {
         self.raft.is_initialized().await.context("ask Raft whether it is part of a group")
     }
 
@@ -182,7 +201,7 @@ impl Raft {
     ///
     /// # Errors
     /// When this node is part of a group already.
-    pub async fn found(&self) -> anyhow::Result<()> {
+    pub(crate) async fn found(&self) -> anyhow::Result<()> {
         let member = openraft::BasicNode::new(self.transport.id());
         self.raft.initialize(BTreeMap::from([(self.node.0, member)])).await.context("start a new Raft group")
     }
@@ -191,7 +210,7 @@ impl Raft {
     ///
     /// # Errors
     /// When no leader answers in time; the error says whether the command may have been written all the same.
-    pub async fn propose(&self, command: &Command) -> Result<Outcome, ConsensusError> {
+    pub(crate) async fn propose(&self, command: &Command) -> Result<Outcome, ConsensusError> {
         let bytes = Bytes::from(command.encode());
         let request = Request::Propose(bytes.clone());
         // A command with a request id is carried out once however often it arrives, and the others are made anew from
@@ -203,7 +222,7 @@ impl Raft {
     ///
     /// # Errors
     /// When no leader answers in time.
-    pub async fn barrier(&self) -> Result<(), ConsensusError> {
+    pub(crate) async fn barrier(&self) -> Result<(), ConsensusError> {
         let index = self.with_leader(&Request::ReadIndex, || server::read_index_here(&self.raft)).await?;
         let mut applied = self.machine.watch();
         let caught_up = applied.wait_for(|applied| *applied >= index);
@@ -312,29 +331,29 @@ impl Raft {
     }
 
     /// Looks at the state as this node has applied it. The closure must be short: applying waits for it.
-    pub fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+    pub(crate) fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
         self.machine.read(look)
     }
 
     /// Looks at the state together with the index of the last entry applied to it.
-    pub fn read_with_index<T>(&self, look: impl FnOnce(&State, u64) -> T) -> T {
+    pub(crate) fn read_with_index<T>(&self, look: impl FnOnce(&State, u64) -> T) -> T {
         self.machine.read_with_index(look)
     }
 
     /// The index of the last applied entry, live: a change of it means that the state may have changed.
-    pub fn watch(&self) -> watch::Receiver<u64> {
+    pub(crate) fn watch(&self) -> watch::Receiver<u64> {
         self.machine.watch()
     }
 
     /// Waits until something about the group may have changed: its leader, its members, or its log.
-    pub async fn group_changed(&self) {
+    pub(crate) async fn group_changed(&self) {
         let mut metrics = self.raft.metrics();
         // An error means that Raft has stopped, which the next look finds.
         let _ = metrics.changed().await;
     }
 
     /// What this node knows of the group now.
-    pub fn view(&self) -> GroupView {
+    pub(crate) fn view(&self) -> GroupView {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         let membership = metrics.membership_config.membership();
@@ -366,7 +385,7 @@ impl Raft {
     ///
     /// # Errors
     /// When this node does not lead, or the change cannot be written.
-    pub async fn add_learner(&self, node: NodeId, endpoint: EndpointId) -> anyhow::Result<()> {
+    pub(crate) async fn add_learner(&self, node: NodeId, endpoint: EndpointId) -> anyhow::Result<()> {
         let member = openraft::BasicNode::new(endpoint);
         self.raft.add_learner(node.0, member, false).await.with_context(|| format!("add node {node} as a learner"))?;
         Ok(())
@@ -376,7 +395,7 @@ impl Raft {
     ///
     /// # Errors
     /// When this node does not lead, or the change cannot be written.
-    pub async fn set_voters(&self, voters: BTreeSet<NodeId>) -> anyhow::Result<()> {
+    pub(crate) async fn set_voters(&self, voters: BTreeSet<NodeId>) -> anyhow::Result<()> {
         let voters: BTreeSet<u64> = voters.into_iter().map(|node| node.0).collect();
         let change = ChangeMembers::ReplaceAllVoters(voters);
         self.raft.change_membership(change, true).await.context("change the voters")?;
@@ -387,7 +406,7 @@ impl Raft {
     ///
     /// # Errors
     /// When this node does not lead, or the change cannot be written.
-    pub async fn remove_learner(&self, node: NodeId) -> anyhow::Result<()> {
+    pub(crate) async fn remove_learner(&self, node: NodeId) -> anyhow::Result<()> {
         let change = ChangeMembers::RemoveNodes(BTreeSet::from([node.0]));
         self.raft
             .change_membership(change, false)
@@ -400,7 +419,7 @@ impl Raft {
     ///
     /// # Errors
     /// When Raft has stopped.
-    pub async fn transfer_leadership(&self, to: NodeId) -> anyhow::Result<()> {
+    pub(crate) async fn transfer_leadership(&self, to: NodeId) -> anyhow::Result<()> {
         self.raft.trigger().transfer_leader(to.0).await.with_context(|| format!("hand the leadership to node {to}"))
     }
 
@@ -415,7 +434,7 @@ impl Raft {
     }
 
     /// Stops taking part. What was acknowledged is on disk.
-    pub async fn shutdown(&self) {
+    pub(crate) async fn shutdown(&self) {
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(%error, "Raft did not stop cleanly");
         }

@@ -32,7 +32,7 @@ use queue::Queue;
 
 /// How urgent a transfer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Priority {
+pub(crate) enum Priority {
     /// A copy for safety: nobody waits for it.
     Copy,
     /// A vm on this node cannot start without it.
@@ -41,7 +41,7 @@ pub enum Priority {
 
 /// Where a transfer stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum TransferState {
+pub(crate) enum TransferState {
     /// It waits for its turn.
     Queued,
     /// It is under way.
@@ -59,7 +59,7 @@ pub enum TransferState {
 
 /// What is known of a transfer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TransferStatus {
+pub(crate) struct TransferStatus {
     /// How urgent it is.
     pub priority: Priority,
     /// Where it stands.
@@ -81,7 +81,7 @@ struct Order {
 
 /// The transfers of this node. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Transfers {
+pub(crate) struct Transfers {
     shared: Arc<Shared>,
     _worker: Arc<Worker>,
 }
@@ -122,7 +122,7 @@ impl Drop for Worker {
 
 impl Transfers {
     /// An empty queue, and the task that will work it off.
-    pub fn new(images: Images) -> Self {
+    pub(crate) fn new(images: Images) -> Self {
         Self::with(Arc::new(move |order| fetch(images.clone(), order).boxed()))
     }
 
@@ -142,41 +142,41 @@ impl Transfers {
     /// Wants an image here. To want it again names its sources anew and can make it more urgent, and otherwise changes
     /// nothing; sources named while it runs count from its next attempt on. A failed transfer is tried at once when it
     /// becomes more urgent or gets a source that it did not have.
-    pub fn want(&self, image: ImageId, manifest: Manifest, sources: Vec<EndpointId>, priority: Priority) {
+    pub(crate) fn want(&self, image: ImageId, manifest: Manifest, sources: Vec<EndpointId>, priority: Priority) {
         if self.shared.queue().want(image, manifest, sources, priority) {
             self.shared.tell();
         }
     }
 
     /// No longer wants an image. It stays kept, with what was fetched of it, until `images/` drops it.
-    pub fn cancel(&self, image: ImageId) {
+    pub(crate) fn cancel(&self, image: ImageId) {
         if self.shared.queue().cancel(image) {
             self.shared.tell();
         }
     }
 
     /// Where the transfer of an image stands; `None` when it is not wanted, or is here.
-    pub fn status(&self, image: ImageId) -> Option<TransferStatus> {
+    pub(crate) fn status(&self, image: ImageId) -> Option<TransferStatus> {
         self.shared.queue().status(image)
     }
 
     /// Sends whenever a transfer begins, ends, or changes otherwise than in its progress.
-    pub fn changed(&self) -> watch::Receiver<()> {
+    pub(crate) fn changed(&self) -> watch::Receiver<()> {
         self.shared.changed.subscribe()
     }
 
     /// How often a transfer failed since the node started.
-    pub fn failures(&self) -> u64 {
+    pub(crate) fn failures(&self) -> u64 {
         self.shared.failures.load(Ordering::Relaxed)
     }
 
     /// How often a transfer or the worker itself panicked since the node started.
-    pub fn panics(&self) -> u64 {
+    pub(crate) fn panics(&self) -> u64 {
         self.shared.panics.load(Ordering::Relaxed)
     }
 
     /// Ends the transfers under way and starts no others.
-    pub async fn shutdown(&self) {
+    pub(crate) async fn shutdown(&self) {
         if let Some(worker) = self._worker.take() {
             worker.abort();
             // That it was aborted is what was asked for.

@@ -5,6 +5,7 @@ use std::sync::{Arc, RwLock};
 
 use blixard_core::EndpointId;
 use iroh::endpoint::{AfterHandshakeOutcome, Connection, EndpointHooks, Side};
+use tokio::sync::watch;
 
 use super::Protocol;
 use super::connections::Connections;
@@ -12,10 +13,13 @@ use super::connections::Connections;
 /// The code with which a connection is closed that is not allowed.
 pub const REFUSED: u32 = 403;
 
-/// The keys that may connect. Shared and live: a change holds for the next connection.
+/// The keys that may connect. Shared and live: a change holds for the next connection, and ends those that are open and no
+/// longer allowed.
 #[derive(Debug, Clone, Default)]
 pub struct AccessList {
     keys: Arc<RwLock<Keys>>,
+    /// Rises with every change, so that connections which are open can be looked at again.
+    changes: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -28,6 +32,7 @@ impl AccessList {
     /// Sets the nodes that are members, in place of those before.
     pub fn set_members(&self, members: impl IntoIterator<Item = EndpointId>) {
         self.keys.write().expect("no holder of this lock panics").members = members.into_iter().collect();
+        self.changes.send_modify(|changes| *changes += 1);
     }
 
     /// Adds a member that another member vouched for, ahead of the replicated state.
@@ -38,6 +43,7 @@ impl AccessList {
     /// Sets the clients that may use the control API, in place of those before.
     pub fn set_clients(&self, clients: impl IntoIterator<Item = EndpointId>) {
         self.keys.write().expect("no holder of this lock panics").clients = clients.into_iter().collect();
+        self.changes.send_modify(|changes| *changes += 1);
     }
 
     /// Whether a key is a member's.
@@ -59,6 +65,20 @@ impl AccessList {
             }
             Some(Protocol::Api) => (!self.is_client(key)).then_some("this client key is not known to the cluster"),
             None => Some("unknown protocol"),
+        }
+    }
+
+    /// Waits until an open connection is not allowed any more, and says why.
+    pub(super) async fn revoked(&self, key: &EndpointId, alpn: &[u8]) -> &'static str {
+        let mut changes = self.changes.subscribe();
+        loop {
+            changes.borrow_and_update();
+            if let Some(reason) = self.refuse(key, alpn) {
+                return reason;
+            }
+            if changes.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
         }
     }
 
@@ -96,6 +116,16 @@ impl EndpointHooks for Hook {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_key_that_is_removed_is_noticed() {
+        let member = EndpointId([1; 32]);
+        let access = AccessList::default();
+        access.set_members([member]);
+        let alpn = Protocol::Raft.alpn();
+        let (_, reason) = tokio::join!(async { access.set_members([]) }, access.revoked(&member, alpn));
+        assert!(reason.contains("not a member"));
+    }
 
     #[test]
     fn every_protocol_but_join_is_closed_to_strangers() {

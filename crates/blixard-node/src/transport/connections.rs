@@ -59,10 +59,13 @@ struct Slot {
     last_error: String,
 }
 
+/// One lock a peer and protocol.
+type SharedSlot = Arc<tokio::sync::Mutex<Slot>>;
+
 #[derive(Debug, Clone, Default)]
 pub(super) struct Connections {
     incarnations: Arc<Mutex<HashMap<EndpointId, u64>>>,
-    slots: Arc<Mutex<HashMap<(EndpointId, Protocol), Arc<tokio::sync::Mutex<Slot>>>>>,
+    slots: Arc<Mutex<HashMap<(EndpointId, Protocol), SharedSlot>>>,
 }
 
 impl Connections {

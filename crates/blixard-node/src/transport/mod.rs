@@ -21,7 +21,7 @@ use std::time::Duration;
 use anyhow::Context;
 use blixard_core::EndpointId;
 use iroh::address_lookup::MemoryLookup;
-use iroh::endpoint::{PortmapperConfig, QuicTransportConfig, VarInt, presets};
+use iroh::endpoint::{BindOpts, PortmapperConfig, QuicTransportConfig, VarInt, presets};
 use iroh::protocol::{AcceptError, DynProtocolHandler, ProtocolHandler, Router};
 use iroh::{Endpoint, EndpointAddr, RelayMode, TransportAddr};
 
@@ -142,7 +142,10 @@ impl Transport {
             .transport_config(quic)
             .hooks(access.hook(connections.clone()));
         for address in &config.bind {
-            builder = builder.bind_addr(*address).with_context(|| format!("use {address} as an address to bind"))?;
+            // Every address there is of a family may be none: a host can be without IPv6.
+            let options = BindOpts::default().set_is_required(!(address.is_ipv6() && address.ip().is_unspecified()));
+            let with = builder.bind_addr_with_opts(*address, options);
+            builder = with.with_context(|| format!("use {address} as an address to bind"))?;
         }
         let relays = config
             .relays
@@ -163,7 +166,8 @@ impl Transport {
     pub fn serve(&self, handlers: Vec<(Protocol, Handler)>) {
         let mut builder = Router::builder(self.inner.endpoint.clone());
         for (protocol, handler) in handlers {
-            builder = builder.accept(protocol.alpn(), Isolated(Arc::from(handler)));
+            let handler = Isolated { handler: Arc::from(handler), access: self.inner.access.clone() };
+            builder = builder.accept(protocol.alpn(), handler);
         }
         let router = builder.spawn();
         *self.inner.router.lock().expect("no holder of this lock panics") = Some(router);
@@ -292,14 +296,31 @@ where
 }
 
 /// Runs a handler in a task of its own: a panic that reached the router would close the endpoint for everybody.
+/// It also ends a connection whose key loses its right to be here.
 #[derive(Debug)]
-struct Isolated(Arc<dyn DynProtocolHandler>);
+struct Isolated {
+    handler: Arc<dyn DynProtocolHandler>,
+    access: AccessList,
+}
 
 impl ProtocolHandler for Isolated {
     async fn accept(&self, connection: Connection) -> Result<(), AcceptError> {
-        let handler = self.0.clone();
+        let handler = self.handler.clone();
         let peer = connection.remote_id();
-        match tokio::spawn(async move { handler.accept(connection).await }).await {
+        let (key, alpn) = (EndpointId(*peer.as_bytes()), connection.alpn().to_vec());
+        let weak = connection.weak_handle();
+        let mut serving = tokio::spawn(async move { handler.accept(connection).await });
+        let served = tokio::select! {
+            served = &mut serving => served,
+            reason = self.access.revoked(&key, &alpn) => {
+                tracing::info!(peer = %peer.fmt_short(), reason, "a connection is ended");
+                if let Some(connection) = weak.upgrade() {
+                    connection.close(REFUSED.into(), reason.as_bytes());
+                }
+                serving.await
+            }
+        };
+        match served {
             Ok(result) => result,
             Err(error) => {
                 if error.is_panic() {
@@ -311,6 +332,6 @@ impl ProtocolHandler for Isolated {
     }
 
     async fn shutdown(&self) {
-        self.0.shutdown().await;
+        self.handler.shutdown().await;
     }
 }

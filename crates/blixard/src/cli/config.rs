@@ -62,7 +62,7 @@ pub(super) struct NodeSettings {
     /// A node of the cluster to join, as HOST:PORT of its --bind. May be repeated: they are tried in turn.
     #[arg(long = "peers", value_name = "HOST:PORT", value_delimiter = ',', value_parser = values::peer)]
     peers: Vec<String>,
-    /// A ticket to join with, from `blixard cluster token create`.
+    /// A ticket to join with, from `blixard cluster token create`. In BLIXARD_JOIN other users of this host cannot see it.
     #[arg(long, value_name = "TICKET", value_parser = values::ticket)]
     join: Option<String>,
     /// The configuration file. [default: /etc/blixard/blixard.toml, if it exists]

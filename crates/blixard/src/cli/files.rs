@@ -38,6 +38,13 @@ pub(super) struct Source {
 pub(super) struct ReadFailure(Arc<Mutex<Option<io::Error>>>);
 
 impl ReadFailure {
+    /// Keeps a failure, and gives another of its kind to end the upload with.
+    fn note(&self, error: io::Error) -> io::Error {
+        let kind = error.kind();
+        *self.0.lock().expect("no holder of this lock panics") = Some(error);
+        kind.into()
+    }
+
     /// The failure, if there was one.
     pub(super) fn take(&self) -> Option<io::Error> {
         self.0.lock().expect("no holder of this lock panics").take()
@@ -61,10 +68,8 @@ impl Source {
         if meta.is_dir() {
             bail!("{name} is a directory: name the file in it that holds the disk or kernel");
         }
-        if meta.is_file() && meta.len() == 0 {
-            bail!("{name} is empty");
-        }
-        let bytes_total = meta.is_file().then_some(meta.len());
+        // Files that the kernel makes up, as in /proc, claim to be empty: only reading them tells.
+        let bytes_total = Some(meta.len()).filter(|bytes| meta.is_file() && *bytes > 0);
         Ok(Self { reader: Box::new(file), name, bytes_total, failure })
     }
 
@@ -83,18 +88,22 @@ impl Source {
         self.failure.clone()
     }
 
-    /// The bytes, counted by a bar as they go by.
+    /// The bytes, counted by a bar as they go by. That there are none is a failure, too.
     pub(super) fn into_stream(self, bar: ByteBar) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+        let chunks = ReaderStream::with_capacity(self.reader, CHUNK_BYTES);
         let failure = self.failure;
-        ReaderStream::with_capacity(self.reader, CHUNK_BYTES).map(move |chunk| match chunk {
-            Ok(chunk) => {
-                bar.add(chunk.len());
-                Ok(chunk)
-            }
-            Err(error) => {
-                let kind = error.kind();
-                *failure.0.lock().expect("no holder of this lock panics") = Some(error);
-                Err(kind.into())
+        futures::stream::try_unfold((chunks, true), move |(mut chunks, is_empty)| {
+            let (bar, failure) = (bar.clone(), failure.clone());
+            async move {
+                match chunks.next().await {
+                    Some(Ok(chunk)) => {
+                        bar.add(chunk.len());
+                        Ok(Some((chunk, (chunks, false))))
+                    }
+                    Some(Err(error)) => Err(failure.note(error)),
+                    None if is_empty => Err(failure.note(io::Error::other("there is nothing in it"))),
+                    None => Ok(None),
+                }
             }
         })
     }

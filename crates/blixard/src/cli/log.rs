@@ -10,9 +10,10 @@ use crate::failure::Failure;
 
 /// Chooses what is logged, in the syntax of `RUST_LOG`.
 pub(super) const VARIABLE: &str = "BLIXARD_LOG";
-/// What a node logs unless told otherwise: its own doings, and of the libraries below it what needs attention.
-pub(super) const NODE_FILTER: &str = "info,iroh=warn,iroh_relay=warn,iroh_blobs=warn,noq=warn,noq_proto=warn,\
-                                      noq_udp=warn,netwatch=warn,openraft=warn,hyper=warn";
+/// What a node logs unless told otherwise: its own doings, and of the libraries below it only what they cannot
+/// hand back: what they answer to us is logged once, where we handle it.
+pub(super) const NODE_FILTER: &str = "info,iroh=error,iroh_relay=error,iroh_blobs=error,noq=error,noq_proto=error,\
+                                      noq_udp=error,netwatch=error,openraft=error,hyper=error";
 
 /// How a node's log is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

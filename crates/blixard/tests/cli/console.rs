@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::Stdio;
 
 use crate::bench::{Bench, Node, Ran, terminate};
-use crate::session::Session;
+use crate::program::session::Session;
 
 fn with_vm(bench: &Bench) -> Node {
     let node = bench.node();

@@ -51,10 +51,13 @@ fn what_is_no_image_is_refused() {
 fn a_file_that_cannot_be_read_is_blamed_and_not_the_node() {
     let bench = Bench::new();
     let _node = bench.node();
+    bench.write("empty", "");
     // A process's own memory, from its first address: it opens, and the first read fails.
-    let ran = bench.run(&["image", "import", "--name", "x", "/proc/self/mem"]);
-    let blames_file = ran.stderr.contains("/proc/self/mem");
-    assert!(ran.code == 1 && blames_file, "{ran:?}");
+    for (file, told) in [("/proc/self/mem", "Input/output error"), ("empty", "nothing in it"), ("-", "nothing in it")] {
+        let ran = bench.run(&["image", "import", "--name", "x", file]).ends_with(1);
+        let name = if file == "-" { "standard input" } else { file };
+        assert!(ran.stderr.starts_with(&format!("error: read {name}: ")) && ran.stderr.contains(told), "{ran:?}");
+    }
 }
 
 #[test]

@@ -7,8 +7,10 @@ mod console;
 mod flags;
 mod images;
 mod nodes;
+#[path = "../program/mod.rs"]
+#[allow(dead_code, reason = "each test program uses its own part of it")]
+mod program;
 mod reach;
 mod scripted;
-mod session;
 mod settings;
 mod vms;

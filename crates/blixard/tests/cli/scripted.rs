@@ -14,7 +14,7 @@ use blixard_node::user::UserState;
 use serde_json::{Value, json};
 
 use crate::bench::{Bench, Ran};
-use crate::session::Session;
+use crate::program::session::Session;
 
 /// A server that answers as its router says.
 struct Scripted {
@@ -117,8 +117,8 @@ fn waiting_outlives_old_news_broken_streams_and_lost_leaders() {
         Watch::Fault(FaultKind::NoLeader),
         Watch::Open(vec![vm(&json!({ "phase": "preparing" })), vm(&json!({}))]),
     ]));
-    let ran = server.run(&["vm", "start", "web"]).ends_with(0);
-    assert_eq!(ran.stdout, "vm web is running on node 2\n");
+    let view = server.run(&["vm", "start", "web", "-o", "json"]).ends_with(0).json();
+    assert_eq!((&view["phase"], &view["observed_run"]), (&"running".into(), &2.into()));
 }
 
 #[test]
@@ -154,7 +154,7 @@ fn a_terminal_shows_how_far_the_image_is() {
     let server = Scripted::start(watched(vec![Watch::Open(vec![transfer(256), transfer(512)])]));
     let mut session = Session::start(&server.bench, &["vm", "start", "web", "--addr", &server.registry]);
     session.sees("image 50 % of 1 GiB from 2 nodes");
-    session.is_interrupted();
+    session.ends_when_interrupted();
 }
 
 #[test]

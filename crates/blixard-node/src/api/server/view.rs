@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use blixard_core::{HEALTHY_WITHIN_MS, NodeId, Phase, State, Vm, VmId};
 
-use super::{Server, peer};
+use super::{Server, ask};
 use crate::api::views::{LiveView, TransferView, VmView};
 use crate::raft::GroupView;
 use crate::transfers::TransferState;
@@ -28,7 +28,7 @@ impl Server {
         let mut by_leader = group.is_leader();
         if let Some(leader) = group.leader.filter(|_| !by_leader)
             && let Some(endpoint) = self.inner.raft.read(|state| state.nodes.get(&leader).map(|node| node.endpoint))
-            && let Ok(Ok(seen)) = tokio::time::timeout(STATUS_PATIENCE, peer::group(self, endpoint)).await
+            && let Ok(Ok(seen)) = tokio::time::timeout(STATUS_PATIENCE, ask::group(self, endpoint)).await
         {
             by_leader = seen.is_leader();
             group = seen;
@@ -41,7 +41,7 @@ impl Server {
         // A leader that has lost its majority does not know it at once, but it sees that nobody answers.
         let members: BTreeSet<NodeId> = self.inner.raft.read(|state| state.nodes.keys().copied().collect());
         let reachable = if by_leader {
-            crate::leader::heard_from(&group, &members, u64::MAX, HEALTHY_WITHIN_MS)
+            group.heard_from(&members, u64::MAX, HEALTHY_WITHIN_MS)
         } else {
             BTreeSet::from([self.inner.me])
         };
@@ -60,7 +60,7 @@ impl Server {
             let endpoint = self.inner.raft.read(|state| state.nodes.get(&node).map(|node| node.endpoint));
             match endpoint {
                 Some(endpoint) => {
-                    let asked = peer::live(self, endpoint, id, image);
+                    let asked = ask::live(self, endpoint, id, image);
                     tokio::time::timeout(STATUS_PATIENCE, asked).await.ok().and_then(Result::ok)
                 }
                 None => None,
@@ -92,7 +92,7 @@ impl Server {
         });
         let mut view = LiveView { transfer, ..LiveView::default() };
         if let Some(blixard_hypervisor::VmState::Running(running)) = live.state {
-            view.pid = Some(running.pid);
+            view.pid = Some(running.pid).filter(|pid| *pid != 0);
             view.accelerator = Some(running.accelerator.to_string());
             view.confinement = Some(format!("{}; limits: {}", running.confinement.process, running.confinement.limits));
         }

@@ -5,11 +5,12 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, Stdio};
 use std::sync::mpsc;
+use std::time::Instant;
 
 use nix::pty::openpty;
 use nix::sys::termios::{LocalFlags, tcgetattr};
 
-use crate::bench::{Bench, PATIENCE, eventually};
+use super::{Bench, PATIENCE, eventually};
 
 /// A command in a terminal of its own.
 pub(crate) struct Session {
@@ -44,10 +45,20 @@ impl Session {
 
     #[track_caller]
     pub(crate) fn sees(&mut self, text: &str) {
-        while !self.seen.contains(text) {
-            match self.output.recv_timeout(PATIENCE) {
+        self.finds(text, |seen| seen.contains(text).then_some(()));
+    }
+
+    /// Waits until there is something in what was printed so far.
+    #[track_caller]
+    pub(crate) fn finds<T>(&mut self, what: &str, mut look: impl FnMut(&str) -> Option<T>) -> T {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(found) = look(&self.seen) {
+                return found;
+            }
+            match self.output.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(chunk) => self.seen.push_str(&String::from_utf8_lossy(&chunk)),
-                Err(error) => panic!("{text:?} is not there ({error}): {:?}", self.seen),
+                Err(error) => panic!("{what:?} is not there ({error}): {:?}", self.seen),
             }
         }
     }
@@ -60,10 +71,10 @@ impl Session {
         eventually("a raw terminal", || self.is_raw().then_some(()));
     }
 
-    /// Whether the command ends when its terminal sends it an interrupt.
+    /// Interrupts the command, which has to end by that.
     #[track_caller]
-    pub(crate) fn is_interrupted(mut self) {
-        crate::bench::signal(&self.child, nix::sys::signal::Signal::SIGINT);
+    pub(crate) fn ends_when_interrupted(mut self) {
+        super::signal(&self.child, nix::sys::signal::Signal::SIGINT);
         let status = eventually("the end of the command", || self.child.try_wait().unwrap());
         assert_eq!(status.code(), Some(130), "{:?}", self.seen);
     }

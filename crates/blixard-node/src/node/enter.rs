@@ -13,13 +13,13 @@ use anyhow::Context;
 use blixard_core::{Actor, Change, Client, ClusterId, Command, Node as NodeRecord, NodeId};
 use serde::{Deserialize, Serialize};
 
+use super::StartError;
+use super::data_dir::{DataDir, Membership};
 use crate::api::bootstrap::{self, Bootstrap};
 use crate::api::join::{self, JoinAnswer, JoinRefusal, JoinRequest, Member};
 use crate::api::server::tokens;
 use crate::clock;
 use crate::config::NodeConfig;
-use crate::data_dir::{DataDir, Membership};
-use crate::node::StartError;
 use crate::raft::Raft;
 use crate::transport::{PeerAddress, Ticket, TicketSecret, Transport, load_or_create_key};
 use crate::user::UserState;

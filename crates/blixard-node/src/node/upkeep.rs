@@ -1,0 +1,229 @@
+//! What a running node keeps right: who may connect, what the cluster knows of it, and whether it still belongs there.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use blixard_core::{Actor, Change, ClusterId, Command, Node as NodeRecord, NodeId, Rejection};
+use tokio::sync::watch;
+
+use super::Ended;
+use super::data_dir::{DataDir, Membership};
+use super::enter;
+use crate::api::bootstrap::Bootstrap;
+use crate::api::join::JoinRefusal;
+use crate::clock;
+use crate::raft::Raft;
+use crate::transport::{PeerAddress, Registry, Transport};
+
+/// How often a node checks that what the cluster knows of it is right, and that it still hears from a leader.
+const UPKEEP_EVERY: Duration = Duration::from_secs(1);
+/// How long a removed node goes on taking part, so that its vote is not missed before the others have changed the group.
+const FAREWELL: Duration = Duration::from_secs(10);
+/// A removed node that hears from no leader for this long, a few elections, is not needed by anybody.
+const FAREWELL_LEADERLESS: Duration = Duration::from_secs(2);
+/// How often it looks though nothing has changed.
+const FAREWELL_POLL: Duration = Duration::from_millis(250);
+
+/// This node among the others.
+#[derive(Clone)]
+pub(super) struct Me {
+    pub(super) record: NodeRecord,
+    pub(super) cluster: ClusterId,
+    pub(super) transport: Transport,
+    pub(super) raft: Raft,
+}
+
+impl Me {
+    /// The record with the addresses of this moment.
+    fn current(&self) -> NodeRecord {
+        let own = self.transport.address();
+        NodeRecord { addresses: own.addresses, relay_url: own.relay_url, ..self.record.clone() }
+    }
+
+    pub(super) fn bootstrap(&self) -> Bootstrap {
+        let own = self.transport.address();
+        Bootstrap {
+            node_id: self.record.id,
+            p2p_node_id: own.endpoint,
+            p2p_addresses: own.addresses,
+            p2p_relay_url: own.relay_url,
+            cluster_id: self.cluster,
+        }
+    }
+
+    pub(super) fn registry(&self) -> Registry {
+        let own = self.transport.address();
+        Registry {
+            cluster_node_id: self.record.id,
+            endpoint_id: own.endpoint,
+            direct_addresses: own.addresses,
+            relay_url: own.relay_url,
+            cluster_id: self.cluster,
+        }
+    }
+
+    /// Waits until this node's own replica shows it as a member.
+    pub(super) async fn is_member(&self) {
+        let mut applied = self.raft.watch();
+        loop {
+            applied.borrow_and_update();
+            if self.raft.read(|state| state.nodes.contains_key(&self.record.id)) {
+                return;
+            }
+            if applied.changed().await.is_err() {
+                // Raft has stopped, which the upkeep reports.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// The other voters: few, and the leader is one of them.
+    fn voters(&self) -> Vec<PeerAddress> {
+        let voters = self.raft.view().voters;
+        self.raft.read(|state| {
+            let others = state.nodes.values().filter(|node| node.id != self.record.id && voters.contains(&node.id));
+            let address = |node: &NodeRecord| PeerAddress {
+                endpoint: node.endpoint,
+                addresses: node.addresses.clone(),
+                relay_url: node.relay_url.clone(),
+            };
+            others.map(address).collect()
+        })
+    }
+}
+
+/// Keeps the access list and the address book in line with the replicated state. Before this node has caught up, its replica
+/// may lack members, so until then it only adds.
+pub(super) async fn keep_access(raft: Raft, transport: Transport, me: NodeId) {
+    let mut applied = raft.watch();
+    let mut caught_up = false;
+    let barrier = async {
+        while raft.barrier().await.is_err() {
+            // It has waited for a leader already, so this is no busy loop.
+        }
+    };
+    tokio::pin!(barrier);
+    loop {
+        applied.borrow_and_update();
+        let (members, clients) = raft.read(|state| {
+            let members: Vec<PeerAddress> = state
+                .nodes
+                .values()
+                .map(|node| PeerAddress {
+                    endpoint: node.endpoint,
+                    addresses: node.addresses.clone(),
+                    relay_url: node.relay_url.clone(),
+                })
+                .collect();
+            (members, state.clients.keys().copied().collect::<Vec<_>>())
+        });
+        let own = transport.id();
+        members.iter().filter(|member| member.endpoint != own).for_each(|member| transport.learn(member));
+        let keys = members.iter().map(|member| member.endpoint);
+        if caught_up {
+            transport.access().set_members(keys);
+        } else {
+            transport.access().add_members(keys);
+        }
+        transport.access().set_clients(clients);
+        tokio::select! {
+            changed = applied.changed() => if changed.is_err() {
+                tracing::debug!(node = %me, "Raft has stopped; the access list stays as it is");
+                return;
+            },
+            () = &mut barrier, if !caught_up => caught_up = true,
+        }
+    }
+}
+
+/// Keeps this node's record right, finds members that its replica does not know while it hears from no leader, and
+/// notices when it is removed or cannot go on.
+pub(super) async fn keep_membership(
+    me: Me,
+    membership: Membership,
+    data: Arc<DataDir>,
+    end: watch::Sender<Option<Ended>>,
+) {
+    let id = me.record.id;
+    let mut was_member = false;
+    let mut has_said_hello = false;
+    let mut registry = None;
+    loop {
+        let view = me.raft.view();
+        if let Some(reason) = view.stopped {
+            end.send_replace(Some(Ended::Failed(format!("consensus has stopped: {reason}"))));
+            return;
+        }
+        let known = me.raft.read(|state| state.nodes.get(&id).cloned());
+        match known {
+            Some(known) => {
+                was_member = true;
+                let current = NodeRecord { joined_at: known.joined_at, ..me.current() };
+                if current != known && view.leader.is_some() {
+                    let by = Actor::Node(id);
+                    let command = Command { request: None, at: clock::now(), by, change: Change::UpdateNode(current) };
+                    match me.raft.propose(&command).await {
+                        Ok(Ok(_)) => tracing::info!("told the cluster what is new about this node"),
+                        Ok(Err(rejection)) => {
+                            tracing::warn!(%rejection, "the cluster does not take this node's record")
+                        }
+                        Err(error) => tracing::debug!(%error, "this node's record is told again"),
+                    }
+                }
+                let fresh = me.registry();
+                if registry.as_ref() != Some(&fresh) {
+                    match fresh.write(data.path()) {
+                        Ok(()) => registry = Some(fresh),
+                        Err(error) => tracing::warn!(error = format!("{error:#}"), "the registry file is out of date"),
+                    }
+                }
+            }
+            None if was_member => {
+                farewell(&me, &membership, &data).await;
+                end.send_replace(Some(Ended::Removed(id)));
+                return;
+            }
+            None => {}
+        }
+        // Once at the start, so that the others let go of connections to the process before this one.
+        if was_member && (view.leader.is_none() || !has_said_hello) {
+            has_said_hello = true;
+            match enter::hello(&me.transport, &me.current(), me.cluster, &me.voters()).await {
+                Err(JoinRefusal::Rejected(Rejection::NodeRemoved)) => {
+                    farewell(&me, &membership, &data).await;
+                    end.send_replace(Some(Ended::Removed(id)));
+                    return;
+                }
+                Err(refusal) => tracing::warn!(%refusal, "the cluster does not know this node any more"),
+                Ok(()) => {}
+            }
+        }
+        let mut applied = me.raft.watch();
+        let _ = tokio::time::timeout(UPKEEP_EVERY, applied.changed()).await;
+    }
+}
+
+/// A removed node goes on until the others have taken it out of the group, so that its vote is not missed.
+async fn farewell(me: &Me, membership: &Membership, data: &DataDir) {
+    tracing::warn!("the cluster has removed this node");
+    if let Err(error) = data.set_membership(&Membership { removed: true, ..membership.clone() }) {
+        tracing::warn!(error = format!("{error:#}"), "the removal could not be noted in the data directory");
+    }
+    let taken_out = async {
+        let mut leaderless: Option<Instant> = None;
+        loop {
+            let view = me.raft.view();
+            if !view.voters.contains(&view.node) {
+                return;
+            }
+            // While the leadership passes from one to another, nobody leads for a moment: the next leader may need this vote.
+            match view.leader {
+                Some(_) => leaderless = None,
+                None if leaderless.get_or_insert_with(Instant::now).elapsed() >= FAREWELL_LEADERLESS => return,
+                None => {}
+            }
+            let _ = tokio::time::timeout(FAREWELL_POLL, me.raft.group_changed()).await;
+        }
+    };
+    let _ = tokio::time::timeout(FAREWELL, taken_out).await;
+}
