@@ -31,7 +31,7 @@ use crate::{http, leader};
 use data_dir::DataDir;
 use enter::Entrance;
 use tasks::Tasks;
-use upkeep::{Me, keep_access, keep_membership};
+use upkeep::{Me, keep_access, keep_contact, keep_membership};
 
 /// How long a stopped node waits for requests in hand to end. They fail as soon as they notice.
 const LET_GO: Duration = Duration::from_secs(5);
@@ -121,15 +121,22 @@ impl Node {
         let server =
             Server::new(config.id, raft.clone(), transport.clone(), images.clone(), agent.clone(), counters.clone());
 
+        let (contact, contacts) = watch::channel(false);
         let (stage, stages) = watch::channel(Stage::Starting("the node is starting".into()));
         let listener = Arc::new(tokio::sync::Mutex::new(listener));
         tasks.keep("http", {
             let (raft, counters) = (raft.clone(), counters.clone());
-            move || http::run(listener.clone(), stages.clone(), raft.clone(), counters.clone())
+            let contacts = contacts.clone();
+            move || http::run(listener.clone(), stages.clone(), contacts.clone(), raft.clone(), counters.clone())
+        });
+        tasks.keep("contact", {
+            let raft = raft.clone();
+            move || keep_contact(raft.clone(), contact.clone())
         });
         tasks.keep("access", {
             let (raft, transport) = (raft.clone(), transport.clone());
-            move || keep_access(raft.clone(), transport.clone(), config.id)
+            let contacts = contacts.clone();
+            move || keep_access(raft.clone(), transport.clone(), contacts.clone())
         });
         let mut handlers = vec![
             (Protocol::Raft, raft.handler()),
@@ -159,7 +166,7 @@ impl Node {
         let (end, ended) = watch::channel(None);
         tasks.keep("upkeep", {
             let (me, data) = (me.clone(), data.clone());
-            move || keep_membership(me.clone(), membership.clone(), data.clone(), end.clone())
+            move || keep_membership(me.clone(), membership.clone(), data.clone(), contacts.clone(), end.clone())
         });
         tasks.keep("leader", {
             let (raft, counters) = (raft.clone(), counters.clone());

@@ -44,6 +44,7 @@ pub(crate) enum Stage {
 #[derive(Clone)]
 struct Door {
     stage: watch::Receiver<Stage>,
+    contact: watch::Receiver<bool>,
     raft: Raft,
     counters: Arc<Counters>,
 }
@@ -68,6 +69,7 @@ pub(crate) async fn listen(bind: SocketAddr) -> anyhow::Result<TcpListener> {
 pub(crate) async fn run(
     listener: Arc<tokio::sync::Mutex<TcpListener>>,
     stage: watch::Receiver<Stage>,
+    contact: watch::Receiver<bool>,
     raft: Raft,
     counters: Arc<Counters>,
 ) {
@@ -77,7 +79,7 @@ pub(crate) async fn run(
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .fallback(async || (StatusCode::NOT_FOUND, "there are /bootstrap, /healthz, /readyz and /metrics\n"))
-        .with_state(Door { stage, raft, counters });
+        .with_state(Door { stage, contact, raft, counters });
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
@@ -115,16 +117,16 @@ async fn readyz(State(door): State<Door>) -> Response {
         Stage::Starting(why) => Some(why.clone()),
         Stage::Member(_) => None,
     };
-    let view = door.raft.view();
+    let stopped = door.raft.view().stopped;
+    let in_contact = *door.contact.borrow();
     let why_not = why_not.or_else(|| {
         let stopped = door.counters.store_alive.get() == 0;
         stopped
             .then(|| "the image store has stopped, perhaps on a full disk: make room and restart the node".to_owned())
     });
-    let why_not = why_not.or_else(|| view.stopped.clone()).or_else(|| {
-        view.leader
-            .is_none()
-            .then(|| "no leader is known: fewer than a majority of the voters may be running".to_owned())
+    let why_not = why_not.or(stopped).or_else(|| {
+        let text = "no leader answers: fewer than a majority of the voters may be running";
+        (!in_contact).then(|| text.to_owned())
     });
     match why_not {
         Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use blixard_core::{Actor, Change, ClusterId, Command, Node as NodeRecord, NodeId, Rejection};
+use blixard_core::{Actor, Change, ClusterId, Command, Node as NodeRecord, Rejection};
 use tokio::sync::watch;
 
 use super::Ended;
@@ -17,6 +17,8 @@ use crate::transport::{PeerAddress, Registry, Transport};
 
 /// How often a node checks that what the cluster knows of it is right, and that it still hears from a leader.
 const UPKEEP_EVERY: Duration = Duration::from_secs(1);
+/// How often a node that is in contact with a leader makes sure that it still is.
+const CONTACT_EVERY: Duration = Duration::from_secs(10);
 /// How long a removed node goes on taking part, so that its vote is not missed before the others have changed the group.
 const FAREWELL: Duration = Duration::from_secs(10);
 /// A removed node that hears from no leader for this long, a few elections, is not needed by anybody.
@@ -92,18 +94,26 @@ impl Me {
     }
 }
 
+/// Finds out again and again whether this node is in contact with a leader that a majority follows. What Raft's own metrics say
+/// of the leader is not enough: a follower that is cut off, or whose leader died, may name it for ever.
+pub(super) async fn keep_contact(raft: Raft, contact: watch::Sender<bool>) {
+    loop {
+        let reached = raft.barrier().await.is_ok();
+        contact.send_if_modified(|contact| std::mem::replace(contact, reached) != reached);
+        if reached {
+            // An election, too, is reason to look.
+            let _ = tokio::time::timeout(CONTACT_EVERY, raft.leader_changed()).await;
+        }
+    }
+}
+
 /// Keeps the access list and the address book in line with the replicated state. Before this node has caught up, its replica
 /// may lack members, so until then it only adds.
-pub(super) async fn keep_access(raft: Raft, transport: Transport, me: NodeId) {
+pub(super) async fn keep_access(raft: Raft, transport: Transport, mut contact: watch::Receiver<bool>) {
     let mut applied = raft.watch();
     let mut caught_up = false;
-    let barrier = async {
-        while raft.barrier().await.is_err() {
-            // It has waited for a leader already, so this is no busy loop.
-        }
-    };
-    tokio::pin!(barrier);
     loop {
+        caught_up |= *contact.borrow();
         applied.borrow_and_update();
         let (members, clients) = raft.read(|state| {
             let members: Vec<PeerAddress> = state
@@ -125,13 +135,15 @@ pub(super) async fn keep_access(raft: Raft, transport: Transport, me: NodeId) {
         } else {
             transport.access().add_members(keys);
         }
+        transport.access().set_group(raft.members());
         transport.access().set_clients(clients);
         tokio::select! {
             changed = applied.changed() => if changed.is_err() {
-                tracing::debug!(node = %me, "Raft has stopped; the access list stays as it is");
+                tracing::debug!("Raft has stopped; the access list stays as it is");
                 return;
             },
-            () = &mut barrier, if !caught_up => caught_up = true,
+            // A contact that is watched no more changes no more.
+            Ok(()) = contact.changed(), if !caught_up => {}
         }
     }
 }
@@ -142,11 +154,12 @@ pub(super) async fn keep_membership(
     me: Me,
     membership: Membership,
     data: Arc<DataDir>,
+    contact: watch::Receiver<bool>,
     end: watch::Sender<Option<Ended>>,
 ) {
     let id = me.record.id;
     let mut was_member = false;
-    let mut has_said_hello = false;
+    let mut said_hello: Option<Instant> = None;
     let mut registry = None;
     loop {
         let view = me.raft.view();
@@ -159,7 +172,7 @@ pub(super) async fn keep_membership(
             Some(known) => {
                 was_member = true;
                 let current = NodeRecord { joined_at: known.joined_at, ..me.current() };
-                if current != known && view.leader.is_some() {
+                if current != known && *contact.borrow() {
                     let by = Actor::Node(id);
                     let command = Command { request: None, at: clock::now(), by, change: Change::UpdateNode(current) };
                     match me.raft.propose(&command).await {
@@ -185,9 +198,10 @@ pub(super) async fn keep_membership(
             }
             None => {}
         }
-        // Once at the start, so that the others let go of connections to the process before this one.
-        if was_member && (view.leader.is_none() || !has_said_hello) {
-            has_said_hello = true;
+        // Also at the start, so that the others let go of connections to the process before this one.
+        let is_lost = view.leader.is_none() || !*contact.borrow();
+        if was_member && is_lost && said_hello.is_none_or(|said| said.elapsed() >= UPKEEP_EVERY) {
+            said_hello = Some(Instant::now());
             match enter::hello(&me.transport, &me.current(), me.cluster, &me.voters()).await {
                 Err(JoinRefusal::Rejected(Rejection::NodeRemoved)) => {
                     farewell(&me, &membership, &data).await;

@@ -330,6 +330,13 @@ impl Raft {
         metrics.membership_config.membership().get_node(&node)?.addr.parse().ok()
     }
 
+    /// The keys of all nodes that Raft counts, whether they vote or learn.
+    pub(crate) fn members(&self) -> Vec<EndpointId> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.membership().nodes().filter_map(|(_, node)| node.addr.parse().ok()).collect()
+    }
+
     /// Looks at the state as this node has applied it. The closure must be short: applying waits for it.
     pub(crate) fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
         self.machine.read(look)
@@ -350,6 +357,14 @@ impl Raft {
         let mut metrics = self.raft.metrics();
         // An error means that Raft has stopped, which the next look finds.
         let _ = metrics.changed().await;
+    }
+
+    /// Waits until this node learns of another leader than the one it knows now, or of none.
+    pub(crate) async fn leader_changed(&self) {
+        let mut metrics = self.raft.metrics();
+        let before = metrics.borrow_watched().current_leader;
+        // An error means that Raft has stopped, which the next look finds.
+        while metrics.borrow_watched().current_leader == before && metrics.changed().await.is_ok() {}
     }
 
     /// What this node knows of the group now.

@@ -25,6 +25,7 @@ pub struct AccessList {
 #[derive(Debug, Default)]
 struct Keys {
     members: HashSet<EndpointId>,
+    group: HashSet<EndpointId>,
     clients: HashSet<EndpointId>,
 }
 
@@ -38,6 +39,13 @@ impl AccessList {
     /// Adds a member that another member vouched for, ahead of the replicated state.
     pub fn add_members(&self, members: impl IntoIterator<Item = EndpointId>) {
         self.keys.write().expect("no holder of this lock panics").members.extend(members);
+    }
+
+    /// Sets the nodes that Raft counts, in place of those before. One that was removed from the cluster speaks Raft until it is
+    /// out of the group: if it leads, it is the one that takes itself out.
+    pub fn set_group(&self, group: impl IntoIterator<Item = EndpointId>) {
+        self.keys.write().expect("no holder of this lock panics").group = group.into_iter().collect();
+        self.changes.send_modify(|changes| *changes += 1);
     }
 
     /// Sets the clients that may use the control API, in place of those before.
@@ -60,6 +68,9 @@ impl AccessList {
     fn refuse(&self, key: &EndpointId, alpn: &[u8]) -> Option<&'static str> {
         match Protocol::of_alpn(alpn) {
             Some(Protocol::Join) => None,
+            Some(Protocol::Raft) if self.keys.read().expect("no holder of this lock panics").group.contains(key) => {
+                None
+            }
             Some(Protocol::Raft | Protocol::Peer | Protocol::Blobs) => {
                 (!self.is_member(key)).then_some("this key is not a member of the cluster")
             }
@@ -125,6 +136,17 @@ mod tests {
         let alpn = Protocol::Raft.alpn();
         let (_, reason) = tokio::join!(async { access.set_members([]) }, access.revoked(&member, alpn));
         assert!(reason.contains("not a member"));
+    }
+
+    #[test]
+    fn a_removed_node_speaks_raft_until_it_is_out_of_the_group() {
+        let removed = EndpointId([1; 32]);
+        let access = AccessList::default();
+        access.set_group([removed]);
+        assert!(access.refuse(&removed, Protocol::Raft.alpn()).is_none());
+        assert!(access.refuse(&removed, Protocol::Peer.alpn()).is_some());
+        access.set_group([]);
+        assert!(access.refuse(&removed, Protocol::Raft.alpn()).is_some());
     }
 
     #[test]
