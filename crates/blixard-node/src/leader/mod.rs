@@ -19,6 +19,19 @@ const TICK: Duration = Duration::from_millis(250);
 /// How far behind the leader's log a learner may be to count as caught up: a few batches, which it takes in at once.
 const CAUGHT_UP_ENTRIES: u64 = 200;
 
+/// How long a new leader waits for members that it has not heard from before it places vms without them. Ten heartbeats on
+/// a LAN: those that live have answered by then.
+const ROLL_CALL_MS: u64 = 1000;
+
+/// The nodes to which vms may go; nothing while a new leader does not know yet. No node is given the benefit of the doubt
+/// here: the one that is silent after an election is most likely the leader that was lost, and a vm that is placed on a dead
+/// node stays there.
+fn open_to_vms(view: &GroupView, members: &BTreeSet<NodeId>, office_ms: u64) -> Option<BTreeSet<NodeId>> {
+    let heard = view.heard_from(members, u64::MAX, HEALTHY_WITHIN_MS);
+    let is_waited_for = |node: &NodeId| *node != view.node && matches!(view.silent_ms.get(node), Some(None));
+    (office_ms >= ROLL_CALL_MS || !members.iter().any(is_waited_for)).then_some(heard)
+}
+
 /// Leads whenever this node is the leader. Never returns.
 pub(crate) async fn run(raft: Raft, failures: Arc<crate::counters::Counters>) {
     let mut applied = raft.watch();
@@ -63,10 +76,9 @@ async fn lead(raft: &Raft, view: &GroupView, office_ms: u64) -> anyhow::Result<(
             caught_up: caught_up.map(|(node, _)| *node).chain([view.node]).collect(),
             silent_ms: others.filter_map(|node| Some((node, view.silent_ms(node, office_ms)?))).collect(),
         };
-        // Only who has answered this very leader: the last leader, who is likely dead, must not be given vms.
-        let reachable = view.heard_from(&members, u64::MAX, HEALTHY_WITHIN_MS);
+        let placements = open_to_vms(view, &members, office_ms).map(|open| state.schedule(&open)).unwrap_or_default();
         let present = view.heard_from(&members, office_ms, COPY_LOST_AFTER_MS);
-        (state.plan_membership(&raft_view), state.schedule(&reachable), state.plan_copies(&present))
+        (state.plan_membership(&raft_view), placements, state.plan_copies(&present))
     });
     let propose = async |change: Change| {
         let command = Command { request: None, at: clock::now(), by: Actor::Node(view.node), change };
@@ -114,5 +126,45 @@ async fn change_membership(raft: &Raft, view: &GroupView, step: MembershipStep) 
             raft.remove_learner(node).await
         }
         MembershipStep::StepDown { successor } => raft.transfer_leadership(successor).await,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    /// What node 2 sees as the leader of three, with the silences of the other two.
+    fn view(silent_ms: [Option<u64>; 2]) -> (GroupView, BTreeSet<NodeId>) {
+        let members = BTreeSet::from([NodeId(1), NodeId(2), NodeId(3)]);
+        let view = GroupView {
+            node: NodeId(2),
+            leader: Some(NodeId(2)),
+            term: 2,
+            voters: members.clone(),
+            learners: BTreeSet::new(),
+            silent_ms: BTreeMap::from([(NodeId(1), silent_ms[0]), (NodeId(3), silent_ms[1])]),
+            matched: BTreeMap::new(),
+            last_log: 9,
+            committed: 9,
+            applied: 9,
+            snapshot: 0,
+            stopped: None,
+        };
+        (view, members)
+    }
+
+    #[test]
+    fn a_new_leader_places_nothing_on_a_node_that_it_never_heard_from() {
+        let (lost_one, members) = view([None, Some(20)]);
+        assert_eq!(open_to_vms(&lost_one, &members, 100), None, "node 1 may only be slow to answer");
+        let open = BTreeSet::from([NodeId(2), NodeId(3)]);
+        assert_eq!(open_to_vms(&lost_one, &members, ROLL_CALL_MS), Some(open.clone()));
+        let (fell_silent, members) = view([Some(HEALTHY_WITHIN_MS + 1), Some(20)]);
+        assert_eq!(open_to_vms(&fell_silent, &members, 60_000), Some(open));
+        let (all_answered, members) = view([Some(40), Some(20)]);
+        assert_eq!(open_to_vms(&all_answered, &members, 100), Some(members.clone()), "nobody is left to wait for");
     }
 }
