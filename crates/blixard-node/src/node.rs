@@ -217,13 +217,18 @@ impl Node {
         // Without systemd there is nobody to tell.
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
         self.tasks.end().await;
+        tracing::debug!("background tasks have stopped");
         self.transfers.shutdown().await;
+        tracing::debug!("transfers have stopped");
         if self.raft.view().is_leader() {
             self.hand_over().await;
         }
         self.raft.shutdown().await;
+        tracing::debug!("consensus has stopped");
         self.transport.close().await;
+        tracing::debug!("the endpoint is closed");
         self.images.shutdown().await;
+        tracing::debug!("the blob store is closed");
         tracing::info!(data_dir = %self.data.path().display(), "stopped");
     }
 

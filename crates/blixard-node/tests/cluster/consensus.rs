@@ -311,7 +311,8 @@ async fn two_nodes_have_one_voter() {
     agreed(&clients(&bench, &nodes).await).await;
     // Without the voter nothing can be written, and that is said.
     nodes.remove(0).shutdown().await;
-    until("the learner to miss its leader", async || second.cluster(true).await.is_ok_and(|v| v.leader.is_none())).await;
+    until("the learner to miss its leader", async || second.cluster(true).await.is_ok_and(|v| v.leader.is_none()))
+        .await;
     assert_eq!(fault(second.create_token(&ANYBODY).await).0, FaultKind::NoLeader);
     assert!(second.cluster(false).await.unwrap().margin.starts_with("no leader: nothing can be written"));
     nodes.insert(0, bench.start(&configs[0]).await);

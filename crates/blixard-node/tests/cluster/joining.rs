@@ -143,7 +143,9 @@ async fn a_data_directory_belongs_to_one_node_of_one_cluster() {
     let foreign = bench.client(&elsewhere).await.create_token(&ANYBODY).await.unwrap();
 
     let started = bench.try_start(&first).await.map(drop);
-    assert!(matches!(&started, Err(StartError::Failed(error)) if format!("{error:#}").contains("another node process")));
+    assert!(
+        matches!(&started, Err(StartError::Failed(error)) if format!("{error:#}").contains("another node process"))
+    );
     node.shutdown().await;
     let mut renamed = first.clone();
     renamed.id = NodeId(4);
@@ -232,18 +234,16 @@ async fn a_node_that_comes_back_at_another_address_is_found_again() {
     }
     until("all three to answer at their new addresses", async || {
         let Ok(view) = client.cluster(false).await else { return false };
-        view.nodes.iter().zip(&configs).all(|(node, config)| {
-            node.state == NodeState::Ready && node.addresses == [config.bind]
-        })
+        view.nodes
+            .iter()
+            .zip(&configs)
+            .all(|(node, config)| node.state == NodeState::Ready && node.addresses == [config.bind])
     })
     .await;
     // What the others have learnt lasts.
     nodes.remove(0).shutdown().await;
     let client = bench.client(&nodes[0]).await;
-    until("the two that moved to go on without the first", async || {
-        client.create_token(&ANYBODY).await.is_ok()
-    })
-    .await;
+    until("the two that moved to go on without the first", async || client.create_token(&ANYBODY).await.is_ok()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

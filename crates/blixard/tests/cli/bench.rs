@@ -4,9 +4,7 @@ use std::path::PathBuf;
 use std::process::Child;
 use std::time::Instant;
 
-pub(crate) use crate::program::{
-    Bench, PATIENCE, Ran, as_text, command, eventually, free_address, terminate,
-};
+pub(crate) use crate::program::{Bench, PATIENCE, Ran, as_text, command, eventually, free_address, terminate};
 
 impl Bench {
     /// Starts a node with the fake driver, and returns when it answers.

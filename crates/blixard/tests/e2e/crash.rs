@@ -47,7 +47,9 @@ fn the_leader_dies_in_a_stream_of_writes() {
         let told = writer.stop();
         let again = told.answers.iter().filter(|(began, _)| *began > killed).map(|(_, answered)| *answered).min();
         let again = again.unwrap() - killed;
-        println!("node {leader}, the leader, was killed: a new one seen after {elected:?}, written again after {again:?}");
+        println!(
+            "node {leader}, the leader, was killed: a new one seen after {elected:?}, written again after {again:?}"
+        );
         assert!(again < FAILOVER_MAX, "writes went on only after {again:?}");
         promised.add(told);
         promised.is_kept(&cluster, through);

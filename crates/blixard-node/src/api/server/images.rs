@@ -6,6 +6,7 @@ use axum::body::Body as RawBody;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use blixard_core::{BlobHash, Change, DiskFormat, DiskPart, Image, ImageName, Manifest, Part};
+use blixard_hypervisor::InspectError;
 use futures::TryStreamExt;
 use http_body_util::BodyExt;
 
@@ -52,7 +53,7 @@ pub(super) async fn add(
             let kernel_part = part(&server, kernel)?;
             let path = server.inner.images.path(kernel).await.map_err(anyhow::Error::from)?;
             let inspect = tokio::task::spawn_blocking(move || blixard_hypervisor::inspect_kernel(&path));
-            inspect.await.map_err(anyhow::Error::from)?.map_err(|error| Fault::bad_request(chain(&error)))?;
+            inspect.await.map_err(anyhow::Error::from)?.map_err(|error| refused("the kernel", &error))?;
             let root = match root {
                 Some(root) => Some(disk_part(&server, root).await?),
                 None => None,
@@ -90,10 +91,12 @@ pub(super) async fn add(
     view.map(Json).ok_or_else(|| Fault::not_found("the image was deleted right after it was added"))
 }
 
-/// The error and what caused it, in one line.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+/// Why an upload cannot be used. Where it lies on this node says nothing to whoever sent it.
+fn refused(what: &str, error: &InspectError) -> Fault {
+    match error {
+        InspectError::Refused { reason, .. } => Fault::bad_request(format!("{what} cannot be used: {reason}")),
+        InspectError::Read { source, .. } => Fault::new(FaultKind::Internal, format!("read {what}: {source}")),
+    }
 }
 
 fn part(server: &Server, hash: BlobHash) -> Result<Part, Fault> {
@@ -111,7 +114,7 @@ async fn disk_part(server: &Server, hash: BlobHash) -> Result<DiskPart, Fault> {
     let part = part(server, hash)?;
     let path = server.inner.images.path(hash).await.map_err(anyhow::Error::from)?;
     let inspect = tokio::task::spawn_blocking(move || blixard_hypervisor::inspect_disk(&path, QEMU_IMG.as_ref()));
-    let facts = inspect.await.map_err(anyhow::Error::from)?.map_err(|error| Fault::bad_request(chain(&error)))?;
+    let facts = inspect.await.map_err(anyhow::Error::from)?.map_err(|error| refused("the disk", &error))?;
     let format = match facts.format {
         blixard_hypervisor::DiskFormat::Raw => DiskFormat::Raw,
         blixard_hypervisor::DiskFormat::Qcow2 => DiskFormat::Qcow2,
