@@ -14,6 +14,7 @@ use anyhow::Context;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use blixard_core::HEALTHY_WITHIN_MS;
 use http::StatusCode;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -116,9 +117,9 @@ async fn readyz(State(door): State<Door>) -> Response {
             .then(|| "the image store has stopped, perhaps on a full disk: make room and restart the node".to_owned())
     });
     let why_not = why_not.or_else(|| view.stopped.clone()).or_else(|| {
-        view.leader
-            .is_none()
-            .then(|| "no leader is known: fewer than a majority of the voters may be running".to_owned())
+        (view.leader.is_none() || view.lacks_majority(HEALTHY_WITHIN_MS)).then(|| {
+            "no leader is known that hears from a majority of the voters: too few of them may be running".to_owned()
+        })
     });
     match why_not {
         Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
