@@ -63,7 +63,7 @@ fn a_disk_that_is_not_whole_in_itself_is_refused() {
     for (file, word) in [
         (&backing, "backing file"),
         (&outside, "in another file"),
-        (&truncated, "truncated"),
+        (&truncated, "cut off"),
         (&nonsense, "cannot be used"),
     ] {
         let ran = cluster.run(1, &["image", "import", "--name", "bad", file]).ends_with(6);
