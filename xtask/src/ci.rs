@@ -3,7 +3,7 @@
 //! Steps run one after the other and the first that fails ends it. None is ever skipped: what a step needs is installed
 //! first, or the step fails.
 
-use crate::{guest, process, setup, tidy, workspace_root};
+use crate::{demo, guest, process, setup, tidy, workspace_root};
 use anyhow::{Context, Result, bail};
 use std::process::Command;
 use std::time::Instant;
@@ -15,7 +15,8 @@ struct Step {
     advice: &'static str,
 }
 
-/// The quickest come first, so that a small slip is told within seconds. The tests come after the guest, which they boot.
+/// The quickest come first, so that a small slip is told within seconds. The tests come after the guest, which they boot, and
+/// the demo at the end shows that all of it together does what a user is promised.
 const STEPS: &[Step] = &[
     Step { name: "tools", run: tools, advice: "install what is named above and run this again" },
     Step { name: "format", run: || cargo(&["fmt", "--all", "--check"]), advice: "run `cargo fmt --all`" },
@@ -39,6 +40,7 @@ const STEPS: &[Step] = &[
         run: || cargo(&["test", "--workspace", "--locked"]),
         advice: "run the failed test alone: `cargo test -p <crate> <name> -- --nocapture`",
     },
+    Step { name: "demo", run: || demo::run(false), advice: "run `cargo xtask demo`; the logs above say more" },
 ];
 
 /// Runs all steps; an error names the one that failed.

@@ -8,9 +8,13 @@
 
 use std::path::{Path, PathBuf};
 
+pub mod bench;
 pub mod ci;
+mod cluster;
+pub mod demo;
 pub mod distribution;
 pub mod guest;
+mod interrupt;
 pub mod process;
 pub mod setup;
 pub mod tidy;

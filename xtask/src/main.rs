@@ -4,8 +4,9 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use clap::{Parser, Subcommand};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use xtask::{ci, guest, setup, tidy, workspace_root};
+use xtask::{bench, ci, demo, guest, setup, tidy, workspace_root};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "The project's own tasks.", disable_help_subcommand = true)]
@@ -25,9 +26,29 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Show in under a minute what Blixard does: three nodes, an image, a vm, crashes. Sets up and builds what is missing.
+    Demo {
+        /// Leave the cluster and its vm running, and say what to try.
+        #[arg(long)]
+        keep: bool,
+        /// End what an earlier demo left running in this folder, with all its vms and files.
+        #[arg(long, value_name = "DIR", conflicts_with = "keep")]
+        end: Option<PathBuf>,
+    },
+    /// Measure something and print a table; the same as JSON goes to target/bench.
+    Bench {
+        /// What to measure; without a name, the names are listed.
+        name: Option<String>,
+        /// How often, where the measurement is repeated.
+        #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        runs: u32,
+        /// Measure an optimised build, which takes minutes to make.
+        #[arg(long)]
+        release: bool,
+    },
     /// Install the tools that the other tasks need (QEMU and a few more), saying first what will run.
     Setup,
-    /// Check everything: format, tidy, clippy, the guest and all tests. Installs what is missing.
+    /// Check everything: format, tidy, clippy, the guest, all tests and the demo. Installs what is missing.
     Ci,
     /// Check the rules that the compiler cannot hold: walls between crates and rooms, names, sizes, licences.
     Tidy,
@@ -36,6 +57,9 @@ enum Task {
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Guest { refresh, check } => guest::run(refresh, check),
+        Task::Demo { end: Some(dir), .. } => demo::end(&dir),
+        Task::Demo { keep, end: None } => demo::run(keep),
+        Task::Bench { name, runs, release } => bench::run(name.as_deref(), runs, release),
         Task::Setup => setup::install_missing(setup::EVERYTHING),
         Task::Ci => ci::run(),
         Task::Tidy => tidy::run(&workspace_root()),

@@ -158,7 +158,7 @@ fn allowed_rooms_and_mere_words_pass() {
     let text = lines(&[
         "//! Agrees, and says crate::http in a comment.",
         "use crate::transport::{self, Transport};",
-        "use crate::settings::Settings;",
+        "use crate::config::Limits;",
         "const TEXT: &str = \"crate::api::Api\";",
         "pub(crate) fn f() {}",
         "pub(in crate::raft) fn g() {}",
@@ -319,4 +319,43 @@ fn documents_name_files_that_exist() {
         "```",
     ]);
     is_found("ARCHITECTURE.md", &text, "documents", &[2, 2, 2, 2]);
+}
+
+#[test]
+fn documents_name_tests_that_exist() {
+    let text = lines(&[
+        "Held by `raft/log.rs::holds` and `crates/blixard-node/src/raft/log.rs::holds`; `Node::start` is no test.",
+        "Not by `raft/log.rs::gone`, nor by `log.rs::hold`, nor by `raft/gone.rs::holds`.",
+    ]);
+    let test = ("crates/blixard-node/src/raft/log.rs", "#[cfg(test)]\nmod tests { fn holds() {} }\n");
+    let found = findings(&[test, ("ARCHITECTURE.md", &text)]);
+    let at: Vec<(&str, usize)> = found.iter().map(|finding| (finding.file.as_str(), finding.line)).collect();
+    assert_eq!(at, [("ARCHITECTURE.md", 2); 3], "{found:#?}");
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let text = lines(&[
+        "[a](../README.md), [b](../README.md#a-heading), [c](#here), [d](https://example.org/x), [e](deeper/)",
+        "[f](README.md) and [g](../gone.md)",
+    ]);
+    let found = findings(&[("docs/guide.md", &text), ("docs/deeper/page.md", "[h](../guide.md)\n")]);
+    let at: Vec<(&str, usize)> = found.iter().map(|finding| (finding.file.as_str(), finding.line)).collect();
+    assert_eq!(at, [("docs/guide.md", 2); 2], "{found:#?}");
+}
+
+#[test]
+fn documents_name_tasks_that_exist() {
+    let program = "//! Tasks.\nenum Task {\n    /// One.\n    #[command(name = \"x\")]\n    Guest { refresh: bool, check: bool },\n    BootCheck,\n}\n";
+    let text =
+        "`cargo xtask guest --check`, `cargo xtask`\n```\ncargo xtask boot-check  # x\ncargo xtask refresh\n```\n";
+    let found = findings(&[("xtask/src/main.rs", program), ("README.md", text)]);
+    let at: Vec<(&str, usize)> = found.iter().map(|finding| (finding.file.as_str(), finding.line)).collect();
+    assert_eq!(at, [("README.md", 4)], "{found:#?}");
+}
+
+#[test]
+fn the_map_stays_short() {
+    is_found("ARCHITECTURE.md", &"Words.\n".repeat(301), "documents", &[0]);
+    passes("ARCHITECTURE.md", &"Words.\n".repeat(300));
 }

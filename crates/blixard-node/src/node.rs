@@ -25,7 +25,7 @@ use crate::http::Stage;
 use crate::images::Images;
 use crate::raft::Raft;
 use crate::transfers::Transfers;
-use crate::transport::{Protocol, Registry, Ticket, Transport, TransportConfig, load_or_create_key};
+use crate::transport::{Protocol, Registry, SecretKey, Ticket, Transport, TransportConfig, load_or_create_key};
 use crate::user::UserState;
 use crate::{http, leader};
 use data_dir::DataDir;
@@ -33,6 +33,10 @@ use enter::Entrance;
 use tasks::Tasks;
 use upkeep::{Me, keep_access, keep_membership};
 
+/// How long a stopped node waits for requests in hand to end. They fail as soon as they notice.
+const LET_GO: Duration = Duration::from_secs(5);
+/// How often it looks.
+const LET_GO_POLL: Duration = Duration::from_millis(5);
 /// Memory left to the host itself, at least.
 const HOST_MEMORY_MIB: u64 = 512;
 /// The file with the disk space measured at the first start.
@@ -67,9 +71,7 @@ pub enum Ended {
 /// A running node.
 pub struct Node {
     tasks: Tasks,
-    transport: Transport,
-    raft: Raft,
-    images: Images,
+    ground: Ground,
     transfers: Transfers,
     ended: watch::Receiver<Option<Ended>>,
     registry: PathBuf,
@@ -91,27 +93,28 @@ impl Node {
         };
         enter::check_membership(&data, &config, ticket.as_ref())?;
         let key = load_or_create_key(&data.join("node.key"))?;
-        let transport =
-            Transport::open(TransportConfig { key, bind: binds(&config), relays: config.relays.clone() }).await?;
-        let started = Self::start_rooms(config, user, data, transport.clone(), ticket).await;
-        if started.is_err() {
-            transport.close().await;
+        let ground = Ground::open(&config, &data, key).await?;
+        let started = Self::start_rooms(config, user, data, ground.clone(), ticket).await;
+        match started {
+            Ok(node) => Ok(node),
+            Err(error) => {
+                ground.close().await;
+                Err(error)
+            }
         }
-        started
     }
 
     async fn start_rooms(
         config: NodeConfig,
         user: UserState,
         data: Arc<DataDir>,
-        transport: Transport,
+        ground: Ground,
         ticket: Option<Ticket>,
     ) -> Result<Self, StartError> {
+        let Ground { transport, raft, images } = ground.clone();
         let counters = Arc::new(Counters::default());
         let mut tasks = Tasks::new(counters.clone());
         let listener = http::listen(config.bind).await?;
-        let raft = Raft::start(&data.join("raft"), config.id, config.raft, transport.clone()).await?;
-        let images = Images::open(data.join("images"), transport.clone()).await?;
         let transfers = Transfers::new(images.clone());
         let driver = driver(&config, &data)?;
         let agent = Agent::new(config.id, raft.clone(), images.clone(), transfers.clone(), driver, counters.clone());
@@ -189,7 +192,7 @@ impl Node {
         if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
             tracing::warn!(%error, "systemd could not be told that the node is ready");
         }
-        Ok(Self { tasks, transport, raft, images, transfers, ended, registry, cluster, data })
+        Ok(Self { tasks, ground, transfers, ended, registry, cluster, data })
     }
 
     /// The registry file, by which tools on this host find the node.
@@ -211,25 +214,69 @@ impl Node {
         }
     }
 
-    /// Stops the rooms in the reverse order of their start. Guests go on under their guards.
-    pub async fn shutdown(mut self) {
+    /// Stops the rooms in the reverse order of their start. Guests go on under their guards. When this returns, the port and
+    /// the files are free for a successor.
+    pub async fn shutdown(self) {
         tracing::info!("stopping");
         // Without systemd there is nobody to tell.
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-        self.tasks.end().await;
+        let Self { mut tasks, ground, transfers, data, .. } = self;
+        tasks.end().await;
+        drop(tasks);
         tracing::debug!("background tasks have stopped");
-        self.transfers.shutdown().await;
+        transfers.shutdown().await;
+        drop(transfers);
         tracing::debug!("transfers have stopped");
-        if self.raft.view().is_leader() {
-            self.hand_over().await;
+        if ground.raft.view().is_leader() {
+            ground.hand_over().await;
         }
-        self.raft.shutdown().await;
+        ground.close().await;
+        tracing::info!(data_dir = %data.path().display(), "stopped");
+    }
+}
+
+/// What the other rooms stand on: opened first, closed last.
+#[derive(Clone)]
+struct Ground {
+    transport: Transport,
+    raft: Raft,
+    images: Images,
+}
+
+impl Ground {
+    async fn open(config: &NodeConfig, data: &DataDir, key: SecretKey) -> anyhow::Result<Self> {
+        let relays = config.relays.clone();
+        let transport = Transport::open(TransportConfig { key, bind: binds(config), relays }).await?;
+        let raft = Raft::start(&data.join("raft"), config.id, config.raft, transport.clone()).await?;
+        let images = Images::open(data.join("images"), transport.clone()).await?;
+        Ok(Self { transport, raft, images })
+    }
+
+    /// Closes everything, and waits until whoever still had it in hand has let go.
+    async fn close(self) {
+        let Self { transport, raft, images } = self;
+        let (port, state, log) = (transport.hold(), raft.held_state(), raft.held_log());
+        raft.shutdown().await;
         tracing::debug!("consensus has stopped");
-        self.transport.close().await;
+        transport.close().await;
         tracing::debug!("the endpoint is closed");
-        self.images.shutdown().await;
+        images.shutdown().await;
         tracing::debug!("the blob store is closed");
-        tracing::info!(data_dir = %self.data.path().display(), "stopped");
+        drop((transport, raft, images));
+        let let_go = async {
+            while state.strong_count() > 0 || log.strong_count() > 0 || !port.is_free() {
+                tokio::time::sleep(LET_GO_POLL).await;
+            }
+        };
+        if tokio::time::timeout(LET_GO, let_go).await.is_err() {
+            let (state, log, port) = (state.strong_count() > 0, log.strong_count() > 0, !port.is_free());
+            tracing::warn!(
+                state,
+                log,
+                port,
+                "something still holds the port or the files of the node that was stopped"
+            );
+        }
     }
 
     /// Hands the leadership over before this node goes, so that the others need not wait out an election time-out.

@@ -92,6 +92,8 @@ pub(crate) fn exit_of(error: &anyhow::Error) -> Exit {
         if let Some(error) = cause.downcast_ref::<ClientError>() {
             return match error {
                 ClientError::Unreachable(_) => Exit::Unreachable,
+                ClientError::Lost(_) => Exit::NoLeader,
+                ClientError::Unreadable(_) => Exit::Failure,
                 ClientError::Refused(..) => Exit::Refused,
                 ClientError::Fault(fault) => match fault.kind {
                     FaultKind::BadRequest | FaultKind::Conflict => Exit::Conflict,
@@ -118,6 +120,8 @@ pub(crate) fn next_step_of(error: &anyhow::Error) -> Option<String> {
                 ClientError::Unreachable(_) => {
                     Some("check that the node runs and that its UDP port can be reached from here".to_owned())
                 }
+                ClientError::Lost(_) => Some("look whether it had its effect before you ask again".to_owned()),
+                ClientError::Unreadable(_) => Some("run the same version of Blixard as the node does".to_owned()),
                 ClientError::Refused(..) => {
                     let place = UserState::locate().map_or_else(
                         |_| "your state folder".to_owned(),

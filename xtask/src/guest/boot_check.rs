@@ -258,8 +258,8 @@ fn connect(qemu: &mut Child, socket: &Path) -> Result<UnixStream> {
     }
 }
 
-/// What the guest's web server answers.
-fn page(port: u16) -> Result<String> {
+/// What the guest's web server answers, with its head, at a port of this host that leads to it.
+pub(crate) fn page(port: u16) -> Result<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).context("connect to the forwarded port")?;
     stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n").context("ask for the guest's page")?;

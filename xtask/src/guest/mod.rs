@@ -19,6 +19,8 @@ mod modules;
 mod packages;
 mod qmp;
 
+pub(crate) use boot_check::page;
+
 use crate::distribution::Distribution;
 use crate::{setup, workspace_root};
 use anyhow::{Context, Result, bail};
@@ -31,10 +33,12 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 /// The line that the guest prints when it is up.
-const READY: &str = "blixard-guest: ready";
+pub(crate) const READY: &str = "blixard-guest: ready";
 const RECORD: &str = "guest.json";
-const KERNEL: &str = "vmlinuz";
-const INITRD: &str = "initrd.gz";
+/// The guest's kernel, below [`folder`].
+pub(crate) const KERNEL: &str = "vmlinuz";
+/// The guest's initial ramdisk, below [`folder`].
+pub(crate) const INITRD: &str = "initrd.gz";
 const DISK: &str = "disk.qcow2";
 
 /// The sources that decide what comes out. A change of any of them makes the outputs stale.
@@ -71,9 +75,14 @@ struct Output {
     bytes: u64,
 }
 
+/// Where the guest is once [`run`] has made it.
+pub(crate) fn folder() -> PathBuf {
+    workspace_root().join("target/guest")
+}
+
 /// `cargo xtask guest`: builds what is missing or stale, and then boots it when `check`.
 pub fn run(refresh: bool, check: bool) -> Result<()> {
-    let folder = workspace_root().join("target/guest");
+    let folder = folder();
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
     // Two builds at once would unpack into the same folder; the second waits, and then finds everything done.
     let lock = File::create(folder.join("lock")).context("open the lock of target/guest")?;

@@ -221,7 +221,14 @@ impl Agent {
     async fn blocking<T: Send + 'static>(&self, call: impl FnOnce(&dyn Driver) -> T + Send + 'static) -> T {
         let driver = self.inner.driver.clone();
         let call = tokio::task::spawn_blocking(move || call(&*driver));
-        call.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+        match call.await {
+            Ok(answer) => answer,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The runtime is being shut down, and this task with it.
+                Err(_) => std::future::pending().await,
+            },
+        }
     }
 }
 

@@ -120,6 +120,12 @@ pub enum ClientError {
     /// No node could be reached.
     #[error("no node could be reached")]
     Unreachable(#[source] anyhow::Error),
+    /// A node was reached, and the connection ended before its answer was there.
+    #[error("the connection to the node was lost before its answer")]
+    Lost(#[source] anyhow::Error),
+    /// The answer is not one that this version of Blixard can read.
+    #[error("the node's answer cannot be read")]
+    Unreadable(#[source] anyhow::Error),
 }
 
 fn unreachable(error: impl Into<anyhow::Error>) -> ClientError {
@@ -165,7 +171,7 @@ impl Client {
             Err(error) => {
                 return Err(match transport::refusal(&connection) {
                     Some(reason) => ClientError::Refused(reason, self.transport.id()),
-                    None => unreachable(error),
+                    None => ClientError::Lost(error),
                 });
             }
         };
@@ -174,7 +180,7 @@ impl Client {
             return Ok(answer);
         }
         let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
-        let body = body.map_err(|error| unreachable(anyhow!("read the answer: {error}")))?.to_bytes();
+        let body = body.map_err(|error| ClientError::Lost(anyhow!("read the answer: {error}")))?.to_bytes();
         Err(serde_json::from_slice(&body).map_or_else(
             |_| Fault::new(FaultKind::Internal, format!("{status}: {}", String::from_utf8_lossy(&body))).into(),
             ClientError::Fault,
@@ -195,6 +201,7 @@ impl Client {
             None => Bytes::new(),
         };
         let mut tries = 0;
+        let mut was_lost = false;
         loop {
             tries += 1;
             let request = Request::builder()
@@ -208,17 +215,20 @@ impl Client {
             let attempt = async {
                 let answer = self.once(request).await?;
                 let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
-                let body = body.map_err(|error| unreachable(anyhow!("read the answer: {error}")))?.to_bytes();
+                let body = body.map_err(|error| ClientError::Lost(anyhow!("read the answer: {error}")))?.to_bytes();
                 let body = if body.is_empty() { b"null" } else { &body[..] };
-                serde_json::from_slice(body).context("read the answer's JSON").map_err(unreachable)
+                serde_json::from_slice(body).context("read its JSON").map_err(ClientError::Unreadable)
             };
             let answer = tokio::time::timeout(ANSWER_TIMEOUT, attempt)
                 .await
-                .unwrap_or_else(|_| Err(unreachable(anyhow!("no answer within {} s", ANSWER_TIMEOUT.as_secs()))));
+                .unwrap_or_else(|_| Err(ClientError::Lost(anyhow!("no answer within {} s", ANSWER_TIMEOUT.as_secs()))));
             match answer {
-                Err(ClientError::Unreachable(_)) if tries < TRIES_MAX => tokio::time::sleep(RETRY_WAIT).await,
+                Err(ClientError::Lost(_)) if tries < TRIES_MAX => was_lost = true,
+                // A node that was there a moment ago is likely restarting; one that never was is not worth another wait.
+                Err(ClientError::Unreachable(_)) if was_lost && tries < TRIES_MAX => {}
                 answer => return answer,
             }
+            tokio::time::sleep(RETRY_WAIT).await;
         }
     }
 
@@ -303,8 +313,8 @@ impl Client {
             .map_err(unreachable)?;
         let answer = self.once(request).await?;
         let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
-        let body = body.map_err(|error| unreachable(anyhow!("read the answer: {error}")))?.to_bytes();
-        serde_json::from_slice(&body).context("read the answer's JSON").map_err(unreachable)
+        let body = body.map_err(|error| ClientError::Lost(anyhow!("read the answer: {error}")))?.to_bytes();
+        serde_json::from_slice(&body).context("read its JSON").map_err(ClientError::Unreadable)
     }
 
     /// Makes an image of uploaded blobs.
@@ -462,7 +472,7 @@ impl Client {
             .body(Body::empty())
             .map_err(unreachable)?;
         let answer = self.once(request).await?;
-        let upgraded = hyper::upgrade::on(answer).await.context("switch to the console").map_err(unreachable)?;
+        let upgraded = hyper::upgrade::on(answer).await.context("switch to the console").map_err(ClientError::Lost)?;
         Ok(TokioIo::new(upgraded))
     }
 }

@@ -16,12 +16,18 @@ use crate::counters::Counters;
 use crate::raft::Raft;
 use crate::transport::{Connection, PeerAddress, Protocol, TicketSecret, Transport};
 
-/// The largest request or answer: an answer names up to 1,000 members of some 300 bytes each.
-const MESSAGE_BYTES_MAX: usize = 1 << 20;
+/// The largest request: a node with as many addresses and labels as it may have takes some 12 KiB.
+const REQUEST_BYTES_MAX: usize = 32 << 10;
+/// The largest answer: it names up to 1,000 members of some 300 bytes each.
+const ANSWER_BYTES_MAX: usize = 1 << 20;
+/// How long a stranger may take to say what it wants. It is one message, which even a bad line carries in that time.
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(2);
+/// Strangers that are listened to at once. Those who say nothing take a place for no longer than [`LISTEN_TIMEOUT`].
+const LISTENING_MAX: usize = 256;
 /// How long an exchange may take; the leader's own deadline for a write is 10 s.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(15);
-/// Strangers that are listened to at once. The others wait, and may time out.
-const STRANGERS_MAX: usize = 16;
+/// Requests that are decided at once. The others wait, and may time out.
+const DECIDING_MAX: usize = 16;
 
 /// What a node asks: to be let in, or, as a member, to have its record brought up to date.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -133,17 +139,24 @@ async fn decide(
     }
 }
 
-async fn serve(
-    raft: Raft,
-    transport: Transport,
-    counters: Arc<Counters>,
-    places: Arc<Semaphore>,
-    connection: Connection,
-) {
+/// Apart, so that strangers who say nothing do not keep those waiting who do.
+struct Places {
+    listening: Semaphore,
+    deciding: Semaphore,
+}
+
+async fn serve(raft: Raft, transport: Transport, counters: Arc<Counters>, places: Arc<Places>, connection: Connection) {
     let exchange = async {
-        let _place = places.acquire().await.context("wait for a place")?;
-        let (mut send, mut recv) = connection.accept_bi().await.context("accept the request's stream")?;
-        let request = recv.read_to_end(MESSAGE_BYTES_MAX).await.context("read the request")?;
+        let (mut send, request) = {
+            let _place = places.listening.acquire().await.context("wait to be listened to")?;
+            let listen = async {
+                let (send, mut recv) = connection.accept_bi().await.context("accept the request's stream")?;
+                let request = recv.read_to_end(REQUEST_BYTES_MAX).await.context("read the request")?;
+                anyhow::Ok((send, request))
+            };
+            tokio::time::timeout(LISTEN_TIMEOUT, listen).await.context("wait for the request")??
+        };
+        let _place = places.deciding.acquire().await.context("wait for a decision")?;
         let request: JoinRequest = postcard::from_bytes(&request).context("decode the request")?;
         let caller = blixard_core::EndpointId(*connection.remote_id().as_bytes());
         let (node, address) = (request.node.id, request.node.addresses.clone());
@@ -175,7 +188,8 @@ async fn serve(
 
 /// The handler of the join protocol.
 pub(crate) fn handler(raft: Raft, transport: Transport, counters: Arc<Counters>) -> crate::transport::Handler {
-    let places = Arc::new(Semaphore::new(STRANGERS_MAX));
+    let (listening, deciding) = (Semaphore::new(LISTENING_MAX), Semaphore::new(DECIDING_MAX));
+    let places = Arc::new(Places { listening, deciding });
     crate::transport::handler(move |connection| {
         serve(raft.clone(), transport.clone(), counters.clone(), places.clone(), connection)
     })
@@ -195,7 +209,7 @@ pub(crate) async fn ask(
         let message = postcard::to_stdvec(request).context("encode the request")?;
         send.write_all(&message).await.context("send the request")?;
         send.finish().context("end the request")?;
-        let answer = recv.read_to_end(MESSAGE_BYTES_MAX).await.context("read the answer")?;
+        let answer = recv.read_to_end(ANSWER_BYTES_MAX).await.context("read the answer")?;
         connection.close(0u32.into(), b"done");
         postcard::from_bytes(&answer).context("decode the answer")
     };

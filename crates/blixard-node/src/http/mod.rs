@@ -55,6 +55,12 @@ struct Door {
 /// When the port cannot be bound.
 pub(crate) async fn listen(bind: SocketAddr) -> anyhow::Result<TcpListener> {
     let port = bind.port().checked_add(HTTP_PORT_OFFSET).context("the HTTP port is beyond the last port")?;
+    if bind.ip().is_unspecified() {
+        // Takes IPv4 as well, as the UDP sockets together do. Hosts without IPv6 go on to the address as it was given.
+        if let Ok(listener) = TcpListener::bind(SocketAddr::from(([0; 16], port))).await {
+            return Ok(listener);
+        }
+    }
     let address = SocketAddr::new(bind.ip(), port);
     TcpListener::bind(address).await.with_context(|| format!("bind TCP {address}, the HTTP port that goes with {bind}"))
 }

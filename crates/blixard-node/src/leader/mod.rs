@@ -63,7 +63,8 @@ async fn lead(raft: &Raft, view: &GroupView, office_ms: u64) -> anyhow::Result<(
             caught_up: caught_up.map(|(node, _)| *node).chain([view.node]).collect(),
             silent_ms: others.filter_map(|node| Some((node, view.silent_ms(node, office_ms)?))).collect(),
         };
-        let reachable = view.heard_from(&members, office_ms, HEALTHY_WITHIN_MS);
+        // Only who has answered this very leader: the last leader, who is likely dead, must not be given vms.
+        let reachable = view.heard_from(&members, u64::MAX, HEALTHY_WITHIN_MS);
         let present = view.heard_from(&members, office_ms, COPY_LOST_AFTER_MS);
         (state.plan_membership(&raft_view), state.schedule(&reachable), state.plan_copies(&present))
     });

@@ -11,7 +11,8 @@
 //! vms/                        one folder a vm
 //! ```
 
-use std::fs::File;
+use std::fs::{DirBuilder, File};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -42,7 +43,9 @@ pub(crate) struct DataDir {
 impl DataDir {
     /// Opens the directory, or makes it.
     pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
-        std::fs::create_dir_all(path).with_context(|| format!("create the data directory {}", path.display()))?;
+        // Closed to other users: the state holds what users gave to cloud-init.
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+        made.with_context(|| format!("create the data directory {}", path.display()))?;
         let path = path.canonicalize().with_context(|| format!("find the data directory {}", path.display()))?;
         let file = path.join("lock");
         let file = File::options()

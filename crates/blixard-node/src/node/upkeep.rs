@@ -1,7 +1,7 @@
 //! What a running node keeps right: who may connect, what the cluster knows of it, and whether it still belongs there.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use blixard_core::{Actor, Change, ClusterId, Command, Node as NodeRecord, NodeId, Rejection};
 use tokio::sync::watch;
@@ -19,6 +19,10 @@ use crate::transport::{PeerAddress, Registry, Transport};
 const UPKEEP_EVERY: Duration = Duration::from_secs(1);
 /// How long a removed node goes on taking part, so that its vote is not missed before the others have changed the group.
 const FAREWELL: Duration = Duration::from_secs(10);
+/// A removed node that hears from no leader for this long, a few elections, is not needed by anybody.
+const FAREWELL_LEADERLESS: Duration = Duration::from_secs(2);
+/// How often it looks though nothing has changed.
+const FAREWELL_POLL: Duration = Duration::from_millis(250);
 
 /// This node among the others.
 #[derive(Clone)]
@@ -206,12 +210,19 @@ async fn farewell(me: &Me, membership: &Membership, data: &DataDir) {
         tracing::warn!(error = format!("{error:#}"), "the removal could not be noted in the data directory");
     }
     let taken_out = async {
+        let mut leaderless: Option<Instant> = None;
         loop {
             let view = me.raft.view();
-            if !view.voters.contains(&view.node) || view.leader.is_none() {
+            if !view.voters.contains(&view.node) {
                 return;
             }
-            me.raft.group_changed().await;
+            // While the leadership passes from one to another, nobody leads for a moment: the next leader may need this vote.
+            match view.leader {
+                Some(_) => leaderless = None,
+                None if leaderless.get_or_insert_with(Instant::now).elapsed() >= FAREWELL_LEADERLESS => return,
+                None => {}
+            }
+            let _ = tokio::time::timeout(FAREWELL_POLL, me.raft.group_changed()).await;
         }
     };
     let _ = tokio::time::timeout(FAREWELL, taken_out).await;

@@ -36,7 +36,6 @@ pub(super) type Vote = openraft::alias::VoteOf<Group>;
 pub(super) type SnapshotMeta = openraft::alias::SnapshotMetaOf<Group>;
 pub(super) type Snapshot = openraft::alias::SnapshotOf<Group, Bytes>;
 pub(super) type StoredMembership = openraft::alias::StoredMembershipOf<Group>;
-pub(super) type OpenRaft = openraft::Raft<Group, super::machine::Machine>;
 
 /// An io error that names the file it is about.
 pub(super) fn storage_error(path: &Path, doing: &str, error: impl fmt::Display) -> std::io::Error {

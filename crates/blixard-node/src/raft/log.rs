@@ -9,7 +9,7 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, RwLock, mpsc};
+use std::sync::{Arc, RwLock, Weak, mpsc};
 
 use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
@@ -54,6 +54,7 @@ enum Order {
 pub(super) struct LogStore {
     memory: Arc<RwLock<Memory>>,
     orders: mpsc::Sender<Order>,
+    held: Weak<()>,
 }
 
 fn encode<T: serde::Serialize>(value: &T) -> Vec<u8> {
@@ -69,8 +70,20 @@ impl LogStore {
         let memory = Arc::new(RwLock::new(memory));
         let (orders, queue) = mpsc::channel();
         let shared = memory.clone();
-        std::thread::Builder::new().name("raft-log".into()).spawn(move || write_loop(&path, &db, &queue, &shared))?;
-        Ok(Self { memory, orders })
+        let holding = Arc::new(());
+        let held = Arc::downgrade(&holding);
+        std::thread::Builder::new().name("raft-log".into()).spawn(move || {
+            write_loop(&path, &db, &queue, &shared);
+            drop(db);
+            // Now the file is closed.
+            drop(holding);
+        })?;
+        Ok(Self { memory, orders, held })
+    }
+
+    /// What is there for as long as the file is open.
+    pub(super) fn held(&self) -> Weak<()> {
+        self.held.clone()
     }
 
     fn order(&self, order: Order) -> io::Result<()> {

@@ -4,7 +4,7 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, RwLock, Weak};
 
 use blixard_core::{Command, State};
 use bytes::Bytes;
@@ -20,6 +20,9 @@ const SNAPSHOT: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("snapsho
 const META: &str = "meta";
 const STATE: &str = "state";
 
+/// openraft with this cluster's types and state machine.
+pub(super) type OpenRaft = openraft::Raft<Group, Machine>;
+
 #[derive(Debug, Default)]
 struct Progress {
     applied: Option<LogId>,
@@ -34,6 +37,8 @@ pub(super) struct Machine {
     changed: watch::Sender<u64>,
     db: Arc<Database>,
     path: Arc<PathBuf>,
+    // After the database, so that the file is closed when the last of these is gone.
+    held: Arc<()>,
 }
 
 impl Machine {
@@ -54,6 +59,7 @@ impl Machine {
             changed: watch::Sender::new(index),
             db: Arc::new(db),
             path: Arc::new(path),
+            held: Arc::default(),
         })
     }
 
@@ -62,9 +68,22 @@ impl Machine {
         look(&self.state.read().expect("a panic while applying stops the node"))
     }
 
+    /// Looks at the state together with the index of the last entry applied to it.
+    pub(super) fn read_with_index<T>(&self, look: impl FnOnce(&State, u64) -> T) -> T {
+        // Under the lock that apply takes first, so that they belong together.
+        let state = self.state.read().expect("a panic while applying stops the node");
+        let applied = self.progress.read().expect("no holder of this lock panics").applied;
+        look(&state, applied.map_or(0, |id| id.index))
+    }
+
     /// The index of the last applied entry, live.
     pub(super) fn watch(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+
+    /// What is there for as long as the file is open.
+    pub(super) fn held(&self) -> Weak<()> {
+        Arc::downgrade(&self.held)
     }
 
     async fn store(&self, meta: &SnapshotMeta, state: Bytes) -> io::Result<()> {

@@ -13,7 +13,7 @@ mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -26,8 +26,8 @@ use tokio::sync::watch;
 
 use crate::config::RaftConfig;
 use crate::transport::{Handler, Transport};
-use group::OpenRaft;
-use machine::Machine;
+use machine::{Machine, OpenRaft};
+use network::AskError;
 use wire::{Forwarded, Request};
 
 /// How long a proposal or a linearizable read looks for a leader and waits for its answer.
@@ -153,6 +153,7 @@ pub(crate) struct Raft {
     node: NodeId,
     raft: OpenRaft,
     machine: Machine,
+    held_log: Weak<()>,
     transport: Transport,
     heard: server::Heard,
     /// A leader that was silent for so long is none any more.
@@ -188,12 +189,13 @@ impl Raft {
         let settings = settings.validate().context("read the Raft settings")?;
         let machine = Machine::open(dir.join("state.redb"))?;
         let log = log::LogStore::open(dir.join("log.redb"))?;
+        let held_log = log.held();
         let network = network::Network(transport.clone());
         let raft = OpenRaft::new(node.0, Arc::new(settings), network, log, machine.clone())
             .await
             .context("start Raft from its log")?;
         let silence_max = Duration::from_millis(config.election_max_ms).saturating_mul(SILENT_ELECTIONS_MAX);
-        Ok(Self { node, raft, machine, transport, heard: server::Heard::default(), silence_max })
+        Ok(Self { node, raft, machine, held_log, transport, heard: server::Heard::default(), silence_max })
     }
 
     /// The handler of the Raft protocol.
@@ -261,8 +263,7 @@ impl Raft {
             if let Some(stopped) = self.view().stopped {
                 return Err(ConsensusError::Stopped { reason: stopped });
             }
-            let known = self.raft.metrics().borrow_watched().current_leader;
-            let leader = hint.take().or(known);
+            let leader = hint.take().or_else(|| self.raft.metrics().borrow_watched().current_leader);
             if let Some(leader) = leader {
                 let attempt = async {
                     if leader == self.node.0 {
@@ -271,17 +272,19 @@ impl Raft {
                     let Some(peer) = self.endpoint_of(leader) else {
                         return Err((false, format!("node {leader} leads and is not known here")));
                     };
-                    network::ask::<Forwarded<T>>(&self.transport, peer, request)
-                        .await
-                        .map_err(|error| (true, format!("node {leader} leads: {error}")))
+                    network::ask::<Forwarded<T>>(&self.transport, peer, request, deadline).await.map_err(|error| {
+                        match error {
+                            AskError::NotSent(error) => (false, format!("node {leader} leads: {error}")),
+                            AskError::Lost(error) => (true, format!("node {leader} leads: {error}")),
+                        }
+                    })
                 };
-                // A dead leader's connection takes seconds to time out; that there is another is known long before.
+                // A leader that died answers no more, and its connection takes seconds to time out: whoever has been elected
+                // meanwhile is asked instead.
                 let attempt = async {
                     tokio::select! {
                         answer = attempt => answer,
-                        other = self.another_leads(known, leader) => {
-                            Err((true, format!("node {other} leads in place of node {leader}")))
-                        }
+                        () = self.another_leads(leader) => Err((true, format!("node {leader} was replaced as leader"))),
                     }
                 };
                 match tokio::time::timeout_at(deadline, attempt).await {
@@ -319,16 +322,17 @@ impl Raft {
         }
     }
 
-    /// Waits until this node hears of a leader that is neither the one it knew nor the one that is asked.
-    async fn another_leads(&self, known: Option<u64>, asked: u64) -> u64 {
+    /// Waits until this node learns of a new leader that is not `asked`.
+    async fn another_leads(&self, asked: u64) {
         let mut metrics = self.raft.metrics();
+        let before = metrics.borrow_watched().current_leader;
         loop {
             let leader = metrics.borrow_watched().current_leader;
-            if let Some(leader) = leader.filter(|leader| *leader != asked && Some(*leader) != known) {
-                return leader;
+            if leader.is_some_and(|leader| leader != asked) && leader != before {
+                return;
             }
             if metrics.changed().await.is_err() {
-                // Raft has stopped, which whoever waits for the answer finds out by itself.
+                // Raft has stopped, which the request meets by itself.
                 return std::future::pending().await;
             }
         }
@@ -343,6 +347,11 @@ impl Raft {
     /// Looks at the state as this node has applied it. The closure must be short: applying waits for it.
     pub(crate) fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
         self.machine.read(look)
+    }
+
+    /// Looks at the state together with the index of the last entry applied to it.
+    pub(crate) fn read_with_index<T>(&self, look: impl FnOnce(&State, u64) -> T) -> T {
+        self.machine.read_with_index(look)
     }
 
     /// The index of the last applied entry, live: a change of it means that the state may have changed.
@@ -426,6 +435,16 @@ impl Raft {
     /// When Raft has stopped.
     pub(crate) async fn transfer_leadership(&self, to: NodeId) -> anyhow::Result<()> {
         self.raft.trigger().transfer_leader(to.0).await.with_context(|| format!("hand the leadership to node {to}"))
+    }
+
+    /// What is there for as long as the state's file is open.
+    pub(crate) fn held_state(&self) -> Weak<()> {
+        self.machine.held()
+    }
+
+    /// What is there for as long as the log's file is open.
+    pub(crate) fn held_log(&self) -> Weak<()> {
+        self.held_log.clone()
     }
 
     /// Stops taking part. What was acknowledged is on disk.

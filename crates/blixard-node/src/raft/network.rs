@@ -17,6 +17,7 @@ use openraft::raft::{
 };
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::group::{Group, Snapshot, Vote};
 use super::wire::{KIND_APPEND, KIND_UNARY, Request, decode, put_frame, read_frame};
@@ -76,14 +77,26 @@ pub(super) async fn open(transport: &Transport, peer: EndpointId, kind: u8) -> i
     })
 }
 
-/// One request and its answer, on a stream of their own.
+/// Why a request on a stream of its own has no answer.
+pub(super) enum AskError {
+    /// It was not sent.
+    NotSent(io::Error),
+    /// It may have been carried out.
+    Lost(io::Error),
+}
+
+/// One request and its answer, on a stream of their own, which must be open by the deadline.
 pub(super) async fn ask<T: DeserializeOwned>(
     transport: &Transport,
     peer: EndpointId,
     request: &Request,
-) -> io::Result<T> {
-    let (send, recv) = open(transport, peer, KIND_UNARY).await?;
-    exchange(&mut UnaryStream { send, recv, buffer: BytesMut::new() }, request, &Bytes::new()).await
+    deadline: Instant,
+) -> Result<T, AskError> {
+    let opened = tokio::time::timeout_at(deadline, open(transport, peer, KIND_UNARY)).await;
+    let opened = opened.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    let (send, recv) = opened.map_err(AskError::NotSent)?;
+    let mut stream = UnaryStream { send, recv, buffer: BytesMut::new() };
+    exchange(&mut stream, request, &Bytes::new()).await.map_err(AskError::Lost)
 }
 
 async fn exchange<T: DeserializeOwned>(stream: &mut UnaryStream, request: &Request, body: &Bytes) -> io::Result<T> {

@@ -13,7 +13,8 @@ use serde::Serialize;
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 
-use super::group::{Group, Logged, OpenRaft, Snapshot};
+use super::group::{Group, Logged, Snapshot};
+use super::machine::OpenRaft;
 use super::wire::{
     FRAME_BYTES_MAX, Forwarded, KIND_APPEND, KIND_UNARY, Request, decode, put_frame, read_bytes, read_frame,
 };

@@ -14,14 +14,14 @@ mod identity;
 mod registry;
 mod ticket;
 
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use anyhow::Context;
 use blixard_core::EndpointId;
 use iroh::address_lookup::MemoryLookup;
-use iroh::endpoint::{PortmapperConfig, QuicTransportConfig, VarInt, presets};
+use iroh::endpoint::{BindOpts, PortmapperConfig, QuicTransportConfig, VarInt, presets};
 use iroh::protocol::{AcceptError, DynProtocolHandler, ProtocolHandler, Router};
 use iroh::{Endpoint, EndpointAddr, RelayMode, TransportAddr};
 
@@ -104,6 +104,8 @@ pub struct TransportConfig {
 #[derive(Debug, Clone)]
 pub struct Transport {
     inner: Arc<Inner>,
+    // After the endpoint, which is dropped when the last of these is gone.
+    held: Arc<()>,
 }
 
 #[derive(Debug)]
@@ -140,7 +142,10 @@ impl Transport {
             .transport_config(quic)
             .hooks(access.hook(connections.clone()));
         for address in &config.bind {
-            builder = builder.bind_addr(*address).with_context(|| format!("use {address} as an address to bind"))?;
+            // Every address there is of a family may be none: a host can be without IPv6.
+            let options = BindOpts::default().set_is_required(!(address.is_ipv6() && address.ip().is_unspecified()));
+            let with = builder.bind_addr_with_opts(*address, options);
+            builder = with.with_context(|| format!("use {address} as an address to bind"))?;
         }
         let relays = config
             .relays
@@ -154,7 +159,7 @@ impl Transport {
         getrandom::fill(&mut incarnation).context("draw a number for this process")?;
         let incarnation = u64::from_le_bytes(incarnation);
         let inner = Inner { endpoint, book, access, connections, incarnation, router: std::sync::Mutex::new(None) };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self { inner: Arc::new(inner), held: Arc::default() })
     }
 
     /// Starts to accept connections, one handler a protocol.
@@ -229,6 +234,26 @@ impl Transport {
             tracing::debug!(%error, "a protocol handler had ended before");
         }
         self.inner.endpoint.close().await;
+        self.inner.connections.clear();
+    }
+
+    /// By which to tell when the port is free again.
+    pub(crate) fn hold(&self) -> Hold {
+        Hold { held: Arc::downgrade(&self.held), sockets: self.inner.endpoint.bound_sockets() }
+    }
+}
+
+/// What a transport holds of its host.
+pub(crate) struct Hold {
+    held: Weak<()>,
+    sockets: Vec<SocketAddr>,
+}
+
+impl Hold {
+    /// Whether nobody has the transport any more and its sockets are closed, which the endpoint does in the background: so
+    /// it is tried.
+    pub(crate) fn is_free(&self) -> bool {
+        self.held.strong_count() == 0 && self.sockets.iter().all(|socket| UdpSocket::bind(socket).is_ok())
     }
 }
 

@@ -240,7 +240,7 @@ pub(crate) fn fault<T: std::fmt::Debug>(answer: Result<T, ClientError>) -> (Faul
 pub(crate) struct Host {
     pub(crate) config: NodeConfig,
     pub(crate) node: Node,
-    runtime: tokio::runtime::Runtime,
+    runtime: Option<tokio::runtime::Runtime>,
 }
 
 impl Host {
@@ -248,19 +248,49 @@ impl Host {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let starting = runtime.spawn(Node::start(config.clone(), bench.user("user")));
         let started = tokio::time::timeout(PATIENCE, starting).await.expect("the node did not start in time");
-        Self { config: config.clone(), node: started.unwrap().unwrap(), runtime }
+        Self { config: config.clone(), node: started.unwrap().unwrap(), runtime: Some(runtime) }
     }
 
-    /// Ends every task of the node where it stands. Nothing is handed over, flushed or said.
-    pub(crate) async fn kill(self) -> NodeConfig {
-        let Self { config, node, runtime } = self;
-        tokio::task::spawn_blocking(move || {
+    /// Ends every task of the node where it stands: nothing is handed over, flushed or said. The configuration is that of a
+    /// host which begins with what was on the disk at that moment, at another address.
+    pub(crate) async fn kill(mut self) -> NodeConfig {
+        let (runtime, mut config) = (self.runtime.take().unwrap(), self.config.clone());
+        let (done, ended) = tokio::sync::oneshot::channel();
+        // A runtime must not end within another.
+        std::thread::spawn(move || {
             runtime.shutdown_timeout(PATIENCE);
-            drop(node);
-        })
-        .await
-        .unwrap();
+            // Whoever does not wait any more has failed.
+            let _ = done.send(());
+        });
+        ended.await.unwrap();
+        let left = config.data_dir.clone();
+        config.data_dir.set_file_name(format!("left-by-{}", config.id));
+        copy_dir(&left, &config.data_dir);
+        config.bind.set_port(free_port());
+        // What it holds open, such as its port, stays so: it is not closed in order, or it would not be a crash.
+        std::mem::forget(self);
         config
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_dir(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
     }
 }
 

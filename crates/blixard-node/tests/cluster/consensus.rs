@@ -1,6 +1,6 @@
 //! Writes, reads, leaders that go, nodes that come back, and who votes.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use blixard_core::{BlobHash, NodeId, Settings};
 use blixard_node::api::{Client, CreateToken, FaultKind, NodeState, VmView};
@@ -25,6 +25,10 @@ async fn write(client: &Client) {
 
 /// Waits until all nodes have applied as much, and returns the digest of their state, which must be one.
 async fn agreed(clients: &[Client]) -> BlobHash {
+    // A node that was just started has yet to apply its log.
+    for client in clients {
+        until("a node to have caught up", async || client.tokens().await.is_ok()).await;
+    }
     let mut digest = None;
     until("all nodes to have applied as much", async || {
         let views = futures::future::join_all(clients.iter().map(|client| client.cluster(true))).await;
@@ -76,11 +80,9 @@ async fn when_the_leader_stops_another_leads_and_writes_go_on() {
         let at = nodes.iter().position(|node| node.registry().ends_with(format!("node-{old}-registry.json"))).unwrap();
         nodes.remove(at).shutdown().await;
         let others = clients(&bench, &nodes).await;
-        let begun = Instant::now();
         for other in &others {
             write(other).await;
         }
-        tracing::info!(took = ?begun.elapsed(), "writes after the leader stopped");
         assert_ne!(leader(&others[0]).await, Some(old));
         nodes.insert(at, bench.start(&configs[usize::try_from(old).unwrap() - 1]).await);
         agreed(&clients(&bench, &nodes).await).await;
@@ -111,24 +113,24 @@ async fn when_the_leader_dies_no_acknowledged_write_is_lost() {
     let client = bench.client(&hosts[0].node).await;
     let begun = Instant::now();
     write(&client).await;
-    tracing::info!(took = ?begun.elapsed(), "the first write after the leader died");
+    // Connections to the dead take longer than this to time out: nobody may wait for that.
+    assert!(begun.elapsed() < Duration::from_secs(4), "the first write took {:?}", begun.elapsed());
     let tokens = client.tokens().await.unwrap();
     assert!(written.iter().all(|id| tokens.iter().any(|token| token.id == *id)));
     assert_ne!(leader(&client).await, Some(first));
 
-    // Now all of them at once.
+    // It comes back with what a crash leaves.
     hosts.push(Host::start(&bench, &dead).await);
-    write(&client).await;
-    let digest = {
-        let mut clients = Vec::new();
-        for host in &hosts {
-            clients.push(bench.client(&host.node).await);
-        }
-        agreed(&clients).await
-    };
-    let configs = futures::future::join_all(hosts.into_iter().map(Host::kill)).await;
-    let nodes = futures::future::join_all(configs.iter().map(|config| bench.start(config))).await;
-    assert_eq!(agreed(&clients(&bench, &nodes).await).await, digest);
+    let mut clients = Vec::new();
+    for host in &hosts {
+        clients.push(bench.client(&host.node).await);
+    }
+    until("all three to vote and answer", async || {
+        client.cluster(false).await.is_ok_and(|view| view.voters_reachable == Some(3))
+    })
+    .await;
+    write(&clients[2]).await;
+    agreed(&clients).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -142,8 +144,9 @@ async fn all_nodes_stop_and_start_again_as_they_were() {
     let digest = agreed(&clients(&bench, &nodes).await).await;
     futures::future::join_all(nodes.into_iter().map(Node::shutdown)).await;
     let nodes = futures::future::join_all(configs.iter().map(|config| bench.start(config))).await;
-    assert_eq!(agreed(&clients(&bench, &nodes).await).await, digest);
+    let again = agreed(&clients(&bench, &nodes).await).await;
     let after = bench.client(&nodes[0]).await.cluster(false).await.unwrap();
+    assert_eq!(again, digest, "{before:#?} became {after:#?}");
     let ids = |view: &blixard_node::api::ClusterView| {
         view.nodes.iter().map(|node| (node.id, node.endpoint_id, node.addresses.clone())).collect::<Vec<_>>()
     };

@@ -1,5 +1,7 @@
 //! Founding, joining, coming back, being refused and being removed.
 
+use std::time::{Duration, Instant};
+
 use blixard_core::{ClusterId, NodeId, Rejection, TokenId};
 use blixard_node::api::{ClientError, CreateToken, NodeState, bootstrap};
 use blixard_node::transport::{
@@ -91,7 +93,9 @@ async fn whoever_may_not_join_is_told_why() {
     let good = client.create_token(&ANYBODY).await.unwrap();
     let ticket: Ticket = good.ticket.parse().unwrap();
     let joining = async |id: u64, ticket: &Ticket| {
-        bench.try_start_as("guest", &bench.config(id, &[("join", &ticket.to_string())])).await
+        let mut config = bench.config(id, &[("join", &ticket.to_string())]);
+        config.data_dir = bench.path("guest's data");
+        bench.try_start_as("guest", &config).await
     };
 
     let foreign = ClusterId([7; 32]);
@@ -286,8 +290,11 @@ async fn a_strangers_malformed_requests_harm_nobody() {
         let stranger = stranger(&node).await;
         silent.push((stranger.connect(peer, Protocol::Join).await.unwrap(), stranger));
     }
+    let begun = Instant::now();
     let joined = bench.start(&bench.config(2, &[("peers", &first.bind.to_string())])).await;
     assert_eq!(joined.cluster(), node.cluster());
+    // Less than one of them would be waited for.
+    assert!(begun.elapsed() < Duration::from_secs(10), "it took {:?}", begun.elapsed());
     assert!(client.create_token(&ANYBODY).await.is_ok());
 }
 
@@ -302,6 +309,7 @@ async fn a_removed_node_is_told_so() {
     assert!(matches!(bench.try_start(&configs[1]).await.map(drop), Err(StartError::Removed(NodeId(2)))));
 
     // One that was down at the time learns of it when it comes back.
+    until("the first node to vote alone", async || voters(&client).await == Some(1)).await;
     nodes.remove(1).shutdown().await;
     client.remove_node(NodeId(3), false).await.unwrap();
     match bench.try_start(&configs[2]).await {

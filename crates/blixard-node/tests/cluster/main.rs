@@ -3,4 +3,6 @@
 
 mod bench;
 mod consensus;
+mod images;
 mod joining;
+mod vms;

@@ -52,8 +52,7 @@ async fn view(server: &Server) -> Result<ClusterView, Fault> {
     let group = &seen.group;
     let me = server.inner.me;
     let raft = &server.inner.raft;
-    let applied = raft.view().applied;
-    raft.read(|state| {
+    raft.read_with_index(|state, applied| {
         let cluster_id = state
             .cluster
             .ok_or_else(|| Fault::new(FaultKind::Unavailable, "this node is not part of a cluster yet"))?;

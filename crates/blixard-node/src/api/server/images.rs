@@ -53,7 +53,7 @@ pub(super) async fn add(
             let kernel_part = part(&server, kernel)?;
             let path = server.inner.images.path(kernel).await.map_err(anyhow::Error::from)?;
             let inspect = tokio::task::spawn_blocking(move || blixard_hypervisor::inspect_kernel(&path));
-            inspect.await.map_err(anyhow::Error::from)?.map_err(|error| refused("the kernel", &error))?;
+            inspect.await.map_err(anyhow::Error::from)?.map_err(|error| refused("kernel", error))?;
             let root = match root {
                 Some(root) => Some(disk_part(&server, root).await?),
                 None => None,
@@ -91,11 +91,11 @@ pub(super) async fn add(
     view.map(Json).ok_or_else(|| Fault::not_found("the image was deleted right after it was added"))
 }
 
-/// Why an upload cannot be used. Where it lies on this node says nothing to whoever sent it.
-fn refused(what: &str, error: &InspectError) -> Fault {
+/// A refusal in the user's words: where the store keeps the file says nothing to them.
+fn refused(what: &str, error: InspectError) -> Fault {
     match error {
-        InspectError::Refused { reason, .. } => Fault::bad_request(format!("{what} cannot be used: {reason}")),
-        InspectError::Read { source, .. } => Fault::new(FaultKind::Internal, format!("read {what}: {source}")),
+        InspectError::Refused { reason, .. } => Fault::bad_request(format!("the {what} cannot be used: {reason}")),
+        InspectError::Read { .. } => anyhow::Error::from(error).into(),
     }
 }
 
@@ -114,7 +114,7 @@ async fn disk_part(server: &Server, hash: BlobHash) -> Result<DiskPart, Fault> {
     let part = part(server, hash)?;
     let path = server.inner.images.path(hash).await.map_err(anyhow::Error::from)?;
     let inspect = tokio::task::spawn_blocking(move || blixard_hypervisor::inspect_disk(&path, QEMU_IMG.as_ref()));
-    let facts = inspect.await.map_err(anyhow::Error::from)?.map_err(|error| refused("the disk", &error))?;
+    let facts = inspect.await.map_err(anyhow::Error::from)?.map_err(|error| refused("disk", error))?;
     let format = match facts.format {
         blixard_hypervisor::DiskFormat::Raw => DiskFormat::Raw,
         blixard_hypervisor::DiskFormat::Qcow2 => DiskFormat::Qcow2,
@@ -197,7 +197,7 @@ pub(super) async fn export(
         holders.iter().filter_map(|node| state.nodes.get(node)).map(|node| node.endpoint).collect::<Vec<_>>()
     });
     for holder in holders {
-        if let Ok(answer) = super::peer::blob(&server, holder, part).await {
+        if let Ok(answer) = super::ask::blob(&server, holder, part).await {
             let length = [(http::header::CONTENT_LENGTH, part.bytes.to_string())];
             return Ok((length, RawBody::new(answer.into_body().map_err(axum::Error::new))).into_response());
         }

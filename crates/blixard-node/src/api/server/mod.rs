@@ -1,5 +1,6 @@
 //! The serving side of the contract: who asks, what is read, and which command a request becomes.
 
+mod ask;
 mod cluster;
 mod images;
 mod peer;

@@ -1,28 +1,17 @@
-//! What members ask of each other, over the `blixard/peer/1` protocol: the leader's view of the group, and what a vm's node
-//! alone can show. The far end of each request is in this file, too.
+//! What this node answers to other members, over the `blixard/peer/1` protocol: its view of the group, and what it alone can
+//! show of the vms that are placed on it. `ask.rs` is the far end.
 
 use axum::body::Body as RawBody;
-use axum::extract::{Request as AxumRequest, State};
+use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use blixard_core::{BlobHash, EndpointId, ImageId, Part, VmId};
-use http::Request;
-use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
+use blixard_core::{BlobHash, ImageId, VmId};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 
-use super::vms::{self, LogQuery};
-use super::{Json, Path, Query, Server};
-use crate::api::CONSOLE_UPGRADE;
-use crate::api::fault::{Fault, FaultKind};
+use super::ask::LogQuery;
+use super::{Json, Path, Query, Server, vms};
+use crate::api::fault::Fault;
 use crate::api::views::LiveView;
-use crate::raft::GroupView;
-use crate::transport::Protocol;
-use crate::transport::http as wire;
-
-/// The largest JSON answer of a member: a group of 1,000 nodes.
-const ANSWER_BYTES_MAX: usize = 1 << 20;
 
 pub(super) fn routes(server: Server) -> axum::Router {
     axum::Router::new()
@@ -58,7 +47,7 @@ async fn serve_logs(
 async fn serve_console(
     State(server): State<Server>,
     Path(vm): Path<VmId>,
-    request: AxumRequest,
+    request: Request,
 ) -> Result<Response, Fault> {
     vms::console_here(&server, vm, request).await
 }
@@ -66,61 +55,4 @@ async fn serve_console(
 async fn serve_blob(State(server): State<Server>, Path(hash): Path<BlobHash>) -> Result<Response, Fault> {
     let content = server.inner.images.export(hash).await.map_err(anyhow::Error::from)?;
     Ok(RawBody::from_stream(content).into_response())
-}
-
-async fn send(server: &Server, peer: EndpointId, request: Request<RawBody>) -> Result<http::Response<Incoming>, Fault> {
-    let unavailable = |error: anyhow::Error| Fault::new(FaultKind::Unavailable, format!("{error:#}"));
-    let connection = server.inner.transport.connect(peer, Protocol::Peer).await.map_err(|e| unavailable(e.into()))?;
-    let answer = wire::send(&connection, request).await.map_err(unavailable)?;
-    if answer.status().is_success() || answer.status() == http::StatusCode::SWITCHING_PROTOCOLS {
-        return Ok(answer);
-    }
-    let status = answer.status();
-    let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
-    let body = body.map_err(|error| unavailable(anyhow::anyhow!("{error}")))?.to_bytes();
-    Err(serde_json::from_slice(&body).unwrap_or_else(|_| unavailable(anyhow::anyhow!("the node answered {status}"))))
-}
-
-fn get_request(path: &str) -> Result<Request<RawBody>, Fault> {
-    let request = Request::get(path).header(http::header::HOST, "blixard").body(RawBody::empty());
-    request.map_err(|error| Fault::bad_request(format!("{path}: {error}")))
-}
-
-async fn ask<T: DeserializeOwned>(server: &Server, peer: EndpointId, path: &str) -> Result<T, Fault> {
-    let answer = send(server, peer, get_request(path)?).await?;
-    let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
-    let body = body.map_err(|error| Fault::new(FaultKind::Unavailable, error))?.to_bytes();
-    serde_json::from_slice(&body).map_err(|error| Fault::new(FaultKind::Unavailable, error))
-}
-
-/// Asks a node for its view of the Raft group.
-pub(super) async fn group(server: &Server, peer: EndpointId) -> Result<GroupView, Fault> {
-    ask(server, peer, "/group").await
-}
-
-/// Asks a vm's node what it sees of it.
-pub(super) async fn live(server: &Server, peer: EndpointId, vm: VmId, image: ImageId) -> Result<LiveView, Fault> {
-    ask(server, peer, &format!("/vms/{vm}/live?image={image}")).await
-}
-
-/// Passes a vm's console log on from its node.
-pub(super) async fn logs(server: &Server, peer: EndpointId, vm: VmId, query: LogQuery) -> Result<Response, Fault> {
-    let path = format!("/vms/{vm}/logs?follow={}&tail_bytes={}", query.follow, query.tail_bytes);
-    let answer = send(server, peer, get_request(&path)?).await?;
-    Ok(RawBody::new(answer.into_body().map_err(axum::Error::new)).into_response())
-}
-
-/// Opens a vm's console on its node.
-pub(super) async fn console(server: &Server, peer: EndpointId, vm: VmId) -> Result<hyper::upgrade::Upgraded, Fault> {
-    let mut request = get_request(&format!("/vms/{vm}/console"))?;
-    let headers = request.headers_mut();
-    headers.insert(http::header::CONNECTION, http::HeaderValue::from_static("upgrade"));
-    headers.insert(http::header::UPGRADE, http::HeaderValue::from_static(CONSOLE_UPGRADE));
-    let answer = send(server, peer, request).await?;
-    hyper::upgrade::on(answer).await.map_err(|error| Fault::new(FaultKind::Unavailable, error))
-}
-
-/// Opens one part of an image on a node that holds it.
-pub(super) async fn blob(server: &Server, peer: EndpointId, part: Part) -> Result<http::Response<Incoming>, Fault> {
-    send(server, peer, get_request(&format!("/blobs/{}", part.hash))?).await
 }

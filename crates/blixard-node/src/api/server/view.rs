@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use blixard_core::{HEALTHY_WITHIN_MS, NodeId, Phase, State, Vm, VmId};
 
-use super::{Server, peer};
+use super::{Server, ask};
 use crate::api::views::{LiveView, TransferView, VmView};
 use crate::raft::GroupView;
 use crate::transfers::TransferState;
@@ -28,10 +28,15 @@ impl Server {
         let mut by_leader = group.is_leader();
         if let Some(leader) = group.leader.filter(|_| !by_leader)
             && let Some(endpoint) = self.inner.raft.read(|state| state.nodes.get(&leader).map(|node| node.endpoint))
-            && let Ok(Ok(seen)) = tokio::time::timeout(STATUS_PATIENCE, peer::group(self, endpoint)).await
+            && let Ok(Ok(seen)) = tokio::time::timeout(STATUS_PATIENCE, ask::group(self, endpoint)).await
         {
             by_leader = seen.is_leader();
             group = seen;
+        }
+        if !by_leader {
+            // What this node last heard is no proof: a learner, which never stands for election, would name a dead leader
+            // for ever.
+            group.leader = None;
         }
         // A leader that has lost its majority does not know it at once, but it sees that nobody answers.
         let members: BTreeSet<NodeId> = self.inner.raft.read(|state| state.nodes.keys().copied().collect());
@@ -55,7 +60,7 @@ impl Server {
             let endpoint = self.inner.raft.read(|state| state.nodes.get(&node).map(|node| node.endpoint));
             match endpoint {
                 Some(endpoint) => {
-                    let asked = peer::live(self, endpoint, id, image);
+                    let asked = ask::live(self, endpoint, id, image);
                     tokio::time::timeout(STATUS_PATIENCE, asked).await.ok().and_then(Result::ok)
                 }
                 None => None,
@@ -87,7 +92,7 @@ impl Server {
         });
         let mut view = LiveView { transfer, ..LiveView::default() };
         if let Some(blixard_hypervisor::VmState::Running(running)) = live.state {
-            view.pid = Some(running.pid);
+            view.pid = Some(running.pid).filter(|pid| *pid != 0);
             view.accelerator = Some(running.accelerator.to_string());
             view.confinement = Some(format!("{}; limits: {}", running.confinement.process, running.confinement.limits));
         }

@@ -10,11 +10,11 @@ use blixard_hypervisor::{ConsoleError, LogError, LogPosition};
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 use hyper_util::rt::TokioIo;
-use serde::Deserialize;
 use tokio::sync::mpsc;
 
+use super::ask::{self, LogQuery};
 use super::view::vm_view;
-use super::{Asker, Body, Freshness, Json, Path, Query, Server, peer};
+use super::{Asker, Body, Freshness, Json, Path, Query, Server};
 use crate::api::CONSOLE_UPGRADE;
 use crate::api::fault::{Fault, FaultKind};
 use crate::api::relay::relay;
@@ -205,19 +205,6 @@ fn streamed(pieces: mpsc::Receiver<std::io::Result<Bytes>>, content_type: &'stat
     ([(header::CONTENT_TYPE, content_type)], RawBody::from_stream(pieces)).into_response()
 }
 
-/// Which part of a console log.
-#[derive(Debug, Clone, Copy, Deserialize)]
-pub(super) struct LogQuery {
-    #[serde(default)]
-    pub(super) follow: bool,
-    #[serde(default = "all_of_it")]
-    pub(super) tail_bytes: u64,
-}
-
-fn all_of_it() -> u64 {
-    u64::MAX
-}
-
 /// The node that a vm is placed on, if it is another one.
 fn elsewhere(server: &Server, vm: &Vm) -> Result<Option<EndpointId>, Fault> {
     let placement = vm.placement.ok_or_else(|| {
@@ -241,7 +228,7 @@ pub(super) async fn logs(
     let vm = find(&server, &name).await?;
     match elsewhere(&server, &vm)? {
         None => logs_here(&server, vm.id, query).await,
-        Some(node) => peer::logs(&server, node, vm.id, query).await,
+        Some(node) => ask::logs(&server, node, vm.id, query).await,
     }
 }
 
@@ -303,7 +290,7 @@ pub(super) async fn console(
     match elsewhere(&server, &vm)? {
         None => console_here(&server, vm.id, request).await,
         Some(node) => {
-            let far = peer::console(&server, node, vm.id).await?;
+            let far = ask::console(&server, node, vm.id).await?;
             upgrade(request, TokioIo::new(far))
         }
     }

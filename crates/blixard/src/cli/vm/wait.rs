@@ -173,8 +173,8 @@ impl Wait {
 /// Whether asking again may help: the request was accepted, so only its outcome is still to be heard of.
 fn is_passing(error: &ClientError) -> bool {
     match error {
-        ClientError::Unreachable(_) => true,
-        ClientError::Refused(..) => false,
+        ClientError::Unreachable(_) | ClientError::Lost(_) => true,
+        ClientError::Refused(..) | ClientError::Unreadable(_) => false,
         ClientError::Fault(fault) => {
             matches!(fault.kind, FaultKind::Unavailable | FaultKind::NoLeader | FaultKind::Unknown)
         }
