@@ -230,8 +230,10 @@ impl Node {
         let Self { mut tasks, ground, transfers, data, .. } = self;
         tasks.end().await;
         drop(tasks);
+        tracing::debug!("background tasks have stopped");
         transfers.shutdown().await;
         drop(transfers);
+        tracing::debug!("transfers have stopped");
         if ground.raft.view().is_leader() {
             ground.hand_over().await;
         }
@@ -262,8 +264,11 @@ impl Ground {
         let Self { transport, raft, images } = self;
         let (port, state, log) = (transport.hold(), raft.held_state(), raft.held_log());
         raft.shutdown().await;
+        tracing::debug!("consensus has stopped");
         transport.close().await;
+        tracing::debug!("the endpoint is closed");
         images.shutdown().await;
+        tracing::debug!("the blob store is closed");
         drop((transport, raft, images));
         let let_go = async {
             while state.strong_count() > 0 || log.strong_count() > 0 || !port.is_free() {

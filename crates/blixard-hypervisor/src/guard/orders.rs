@@ -105,11 +105,12 @@ impl Orders {
     pub(super) fn exit_reason(&self, status: ExitStatus, shutdown: Option<&str>, stderr: String) -> ExitReason {
         let by_guest = matches!(shutdown, Some("guest-shutdown" | "guest-reset"));
         match &self.stop {
-            _ if self.kill.is_some() => return ExitReason::Killed,
+            // A kill that was ordered while this was under way ended nothing that was not ending.
             Some(stop) if stop.quit.is_some() && !by_guest => {
                 let given = stop.deadline.saturating_duration_since(stop.ordered);
                 return ExitReason::Forced { timeout_ms: u64::try_from(given.as_millis()).unwrap_or(u64::MAX) };
             }
+            _ if self.kill.is_some() => return ExitReason::Killed,
             Some(_) if by_guest => return ExitReason::Stopped,
             _ => {}
         }

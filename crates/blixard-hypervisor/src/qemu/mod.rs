@@ -28,6 +28,8 @@ use crate::spec::LaunchSpec;
 
 /// Time for a guard to write down the end after a kill order; the rest is killed by force.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a guard that no longer listens may take to write its last record: it only waits for its viewers and the disk.
+const ENDING_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often the lock of a guard without a readable record is tried.
 const LOCK_POLL: Duration = Duration::from_millis(10);
 /// File in the root folder that keeps what was found out about the host.
@@ -142,7 +144,9 @@ impl QemuDriver {
         let hypervisor = record.hypervisor.open();
         let ordered = guard::order_kill(folder);
         if let Some(guard) = guard {
-            if ordered.is_err() || !guard.wait(KILL_TIMEOUT) {
+            // One that does not listen may be about to end, with its word on how the run ended still to be written.
+            let patience = if ordered.is_ok() { KILL_TIMEOUT } else { ENDING_TIMEOUT };
+            if !guard.wait(patience) {
                 guard.kill()?;
             }
             if !guard.wait(KILL_TIMEOUT) {

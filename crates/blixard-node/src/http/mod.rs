@@ -14,6 +14,7 @@ use anyhow::Context;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use blixard_core::HEALTHY_WITHIN_MS;
 use http::StatusCode;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -117,16 +118,16 @@ async fn readyz(State(door): State<Door>) -> Response {
         Stage::Starting(why) => Some(why.clone()),
         Stage::Member(_) => None,
     };
-    let stopped = door.raft.view().stopped;
-    let in_contact = *door.contact.borrow();
+    let view = door.raft.view();
     let why_not = why_not.or_else(|| {
         let stopped = door.counters.store_alive.get() == 0;
         stopped
             .then(|| "the image store has stopped, perhaps on a full disk: make room and restart the node".to_owned())
     });
-    let why_not = why_not.or(stopped).or_else(|| {
-        let text = "no leader answers: fewer than a majority of the voters may be running";
-        (!in_contact).then(|| text.to_owned())
+    let why_not = why_not.or_else(|| view.stopped.clone()).or_else(|| {
+        let is_led = view.leader.is_some() && !view.lacks_majority(HEALTHY_WITHIN_MS) && *door.contact.borrow();
+        let text = "no leader is known that hears from a majority of the voters: too few of them may be running";
+        (!is_led).then(|| text.to_owned())
     });
     match why_not {
         Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),

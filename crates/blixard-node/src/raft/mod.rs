@@ -37,6 +37,10 @@ const RETRY_WAIT: Duration = Duration::from_millis(50);
 /// Entries of one append request at most; openraft's own bound on a batch.
 const APPEND_ENTRIES_MAX: u64 = 512;
 
+/// A leader is taken for lost when nothing was heard of it for so many of the longest election time-outs: after the first,
+/// the others have stood for election, and a busy host may miss one more.
+const SILENT_ELECTIONS_MAX: u32 = 3;
+
 /// Why a proposal or a read has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ConsensusError {
@@ -116,6 +120,12 @@ impl GroupView {
         self.silent_ms.get(&node).map(|silent_ms| silent_ms.unwrap_or(office_ms))
     }
 
+    /// Whether the voters that answer the leader that looks are too few to write anything. One that has not answered yet
+    /// counts: the leader has just been elected.
+    pub(crate) fn lacks_majority(&self, within_ms: u64) -> bool {
+        self.is_leader() && self.heard_from(&self.voters, 0, within_ms).len() <= self.voters.len() / 2
+    }
+
     /// The members that answered the leader that looks within `within_ms`, the leader among them. One that has not answered
     /// since the leader took office, `office_ms` ago, counts for as long as the office is younger than that.
     pub(crate) fn heard_from(&self, members: &BTreeSet<NodeId>, office_ms: u64, within_ms: u64) -> BTreeSet<NodeId> {
@@ -145,6 +155,9 @@ pub(crate) struct Raft {
     machine: Machine,
     held_log: Weak<()>,
     transport: Transport,
+    heard: server::Heard,
+    /// A leader that was silent for so long is none any more.
+    silence_max: Duration,
 }
 
 impl Raft {
@@ -181,12 +194,13 @@ impl Raft {
         let raft = OpenRaft::new(node.0, Arc::new(settings), network, log, machine.clone())
             .await
             .context("start Raft from its log")?;
-        Ok(Self { node, raft, machine, held_log, transport })
+        let silence_max = Duration::from_millis(config.election_max_ms).saturating_mul(SILENT_ELECTIONS_MAX);
+        Ok(Self { node, raft, machine, held_log, transport, heard: server::Heard::default(), silence_max })
     }
 
     /// The handler of the Raft protocol.
     pub(crate) fn handler(&self) -> Handler {
-        server::handler(self.raft.clone())
+        server::handler(self.raft.clone(), self.heard.clone())
     }
 
     /// Whether this node is part of a group already.
@@ -382,7 +396,7 @@ impl Raft {
         let matched = metrics.replication.iter().flatten().filter(|_| leads);
         GroupView {
             node: self.node,
-            leader: metrics.current_leader.map(NodeId),
+            leader: metrics.current_leader.filter(|_| leads || self.heard.is_within(self.silence_max)).map(NodeId),
             term: metrics.current_term,
             voters: membership.voter_ids().map(NodeId).collect(),
             learners: membership.learner_ids().map(NodeId).collect(),

@@ -1,7 +1,8 @@
 //! The receiving side: what members ask of this node's Raft. A bad frame ends its stream and nothing else.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use futures::{FutureExt, StreamExt};
@@ -23,13 +24,29 @@ use crate::transport::{Connection, RecvStream, SendStream};
 /// would end the whole connection, so the stream is given up instead, and the leader opens another.
 const APPEND_QUEUE: usize = 4096;
 
+/// When a leader was last heard of. Raft itself goes on naming one that is long dead for as long as nobody can be elected
+/// in its place.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Heard(Arc<Mutex<Option<Instant>>>);
+
+impl Heard {
+    fn now(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// Whether that was within a time.
+    pub(super) fn is_within(&self, time: Duration) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|heard| heard.elapsed() <= time)
+    }
+}
+
 /// Serves one member's connection until it ends.
-pub(super) async fn serve(raft: OpenRaft, connection: Connection) {
+pub(super) async fn serve(raft: OpenRaft, heard: Heard, connection: Connection) {
     while let Ok((send, recv)) = connection.accept_bi().await {
-        let raft = raft.clone();
+        let (raft, heard) = (raft.clone(), heard.clone());
         let peer = connection.remote_id();
         tokio::spawn(async move {
-            if let Err(error) = serve_stream(raft, send, recv).await
+            if let Err(error) = serve_stream(raft, heard, send, recv).await
                 && error.kind() == io::ErrorKind::InvalidData
             {
                 tracing::warn!(peer = %peer.fmt_short(), %error, "a Raft stream was closed");
@@ -38,19 +55,20 @@ pub(super) async fn serve(raft: OpenRaft, connection: Connection) {
     }
 }
 
-async fn serve_stream(raft: OpenRaft, send: SendStream, mut recv: RecvStream) -> io::Result<()> {
+async fn serve_stream(raft: OpenRaft, heard: Heard, send: SendStream, mut recv: RecvStream) -> io::Result<()> {
     match recv.read_u8().await? {
-        KIND_APPEND => serve_appends(raft, send, recv).await,
-        KIND_UNARY => serve_requests(raft, send, recv).await,
+        KIND_APPEND => serve_appends(raft, heard, send, recv).await,
+        KIND_UNARY => serve_requests(raft, heard, send, recv).await,
         other => Err(io::Error::new(io::ErrorKind::InvalidData, format!("unknown kind of stream: {other}"))),
     }
 }
 
-async fn serve_appends(raft: OpenRaft, mut send: SendStream, mut recv: RecvStream) -> io::Result<()> {
+async fn serve_appends(raft: OpenRaft, heard: Heard, mut send: SendStream, mut recv: RecvStream) -> io::Result<()> {
     let (queue, requests) = mpsc::channel::<AppendEntriesRequest<Group>>(APPEND_QUEUE);
     let reading = async move {
         let mut buffer = BytesMut::new();
         while let Some(frame) = read_frame(&mut recv, &mut buffer).await? {
+            heard.now();
             if queue.try_send(decode(&frame)?).is_err() {
                 return Err(io::Error::other("Raft is too far behind its leader"));
             }
@@ -79,7 +97,7 @@ async fn serve_appends(raft: OpenRaft, mut send: SendStream, mut recv: RecvStrea
     Ok(())
 }
 
-async fn serve_requests(raft: OpenRaft, mut send: SendStream, mut recv: RecvStream) -> io::Result<()> {
+async fn serve_requests(raft: OpenRaft, heard: Heard, mut send: SendStream, mut recv: RecvStream) -> io::Result<()> {
     fn put<T: Serialize, E: std::fmt::Display>(out: &mut BytesMut, answer: Result<T, E>) -> io::Result<()> {
         put_frame(out, &answer.map_err(|error| error.to_string()))
     }
@@ -87,10 +105,14 @@ async fn serve_requests(raft: OpenRaft, mut send: SendStream, mut recv: RecvStre
     while let Some(frame) = read_frame(&mut recv, &mut buffer).await? {
         let mut out = BytesMut::new();
         match decode::<Request>(&frame)? {
-            Request::Append(request) => put(&mut out, raft.append_entries(request).await)?,
+            Request::Append(request) => {
+                heard.now();
+                put(&mut out, raft.append_entries(request).await)?;
+            }
             Request::Vote(request) => put(&mut out, raft.vote(request).await)?,
             Request::PreVote(request) => put(&mut out, raft.pre_vote(request).await)?,
             Request::Snapshot(vote, meta, len) => {
+                heard.now();
                 let snapshot = read_bytes(&mut recv, &mut buffer, len).await?;
                 put(&mut out, raft.install_full_snapshot(vote, Snapshot { meta, snapshot }).await)?;
             }
@@ -130,10 +152,10 @@ pub(super) async fn read_index_here(raft: &OpenRaft) -> Forwarded<u64> {
 }
 
 /// The handler of the Raft protocol.
-pub(super) fn handler(raft: OpenRaft) -> crate::transport::Handler {
+pub(super) fn handler(raft: OpenRaft, heard: Heard) -> crate::transport::Handler {
     let raft = Arc::new(raft);
     crate::transport::handler(move |connection| {
-        let raft = raft.clone();
-        async move { serve((*raft).clone(), connection).await }
+        let (raft, heard) = (raft.clone(), heard.clone());
+        async move { serve((*raft).clone(), heard, connection).await }
     })
 }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
+use std::time::Instant;
 
 use blixard_node::api::Client;
 use blixard_node::transport::Registry;
@@ -11,7 +12,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::guests;
-use crate::program::{Bench, Ran, as_text, eventually, free_port, signal};
+use crate::program::{Bench, PATIENCE, Ran, as_text, eventually, free_port, signal};
 use crate::web::{self, Answer};
 
 /// How the nodes of a cluster are started.
@@ -63,7 +64,7 @@ impl Cluster {
         Self { bench: Bench::new(), plan, members: (0..plan.nodes).map(member).collect() }
     }
 
-    /// A cluster whose nodes are all ready and, up to three, vote.
+    /// A cluster whose nodes are all ready, and of which as many vote as are to.
     pub(crate) fn start(plan: Plan) -> Self {
         let mut cluster = Self::planned(plan);
         cluster.spawn(1);
@@ -131,13 +132,14 @@ impl Cluster {
         assert_eq!(ended, None, "node {id} has ended");
     }
 
-    /// Waits until every node answers, and votes if there are at most three.
+    /// Waits until every node answers, and as many vote as are to.
     #[track_caller]
     pub(crate) fn is_whole(&mut self) {
         for id in 1..=self.plan.nodes {
             self.is_ready(id);
         }
-        let votes = self.plan.nodes.min(3);
+        // Of two nodes one votes: with two votes the loss of either would stop both.
+        let votes = if self.plan.nodes < 3 { 1 } else { 3 };
         eventually("a whole cluster", || {
             let status = self.status(1)?;
             let nodes = status["nodes"].as_array()?;
@@ -177,14 +179,14 @@ impl Cluster {
     /// Waits until a vm is as it should be.
     #[track_caller]
     pub(crate) fn vm_becomes(&self, id: usize, name: &str, what: &str, is: impl Fn(&Value) -> bool) -> Value {
-        let mut last = None;
-        let looked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            eventually(&format!("vm {name}: {what}"), || {
-                last = self.vm(id, name);
-                last.clone().filter(|view| is(view))
-            })
-        }));
-        looked.unwrap_or_else(|_| panic!("vm {name} did not become {what}: {last:?}"))
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let view = self.vm(id, name);
+            match view {
+                Some(view) if is(&view) => return view,
+                view => assert!(Instant::now() < deadline, "vm {name} did not become {what}: {view:?}"),
+            }
+        }
     }
 
     /// A client of a node, which stays connected, and the runtime that it needs.

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex};
+use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -9,7 +10,7 @@ use serde_json::Value;
 
 use crate::cluster::Cluster;
 use crate::program::session::Session;
-use crate::program::{as_text, eventually};
+use crate::program::{PATIENCE, as_text, eventually};
 
 /// What the test guest prints when its shell is there.
 pub(crate) const READY: &str = "blixard-guest: ready";
@@ -66,9 +67,11 @@ impl Cluster {
     /// Waits until the guest has come up for the given time.
     #[track_caller]
     pub(crate) fn guest_is_up(&self, id: usize, name: &str, times: usize) {
-        eventually(&format!("boot {times} of {name}"), || {
-            (self.vm_log(id, name).matches(READY).count() >= times).then_some(())
-        });
+        let deadline = Instant::now() + PATIENCE;
+        while self.vm_log(id, name).matches(READY).count() < times {
+            let late = || format!("{name} has not booted {times} times: {}", self.vm_log(id, name));
+            assert!(Instant::now() < deadline, "{}", late());
+        }
     }
 
     /// A console of a vm through a node.

@@ -91,8 +91,8 @@ impl Writer {
 /// Whether an answer leaves open what became of the request, or says that it was not carried out for a passing reason.
 fn is_passing(error: &ClientError) -> bool {
     match error {
-        ClientError::Unreachable(_) => true,
-        ClientError::Refused(..) => false,
+        ClientError::Unreachable(_) | ClientError::Lost(_) => true,
+        ClientError::Refused(..) | ClientError::Unreadable(_) => false,
         ClientError::Fault(fault) => {
             matches!(fault.kind, FaultKind::NoLeader | FaultKind::Unknown | FaultKind::Unavailable)
         }
