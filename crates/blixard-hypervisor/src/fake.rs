@@ -119,7 +119,8 @@ impl Shared {
                 (spec.name, spec.epoch, spec.run, spec.restarts, state)
             }
         };
-        Some(ObservedVm { vm: vm.to_owned(), name, epoch, run, restarts, state })
+        let last_exit = folder.last_exit();
+        Some(ObservedVm { vm: vm.to_owned(), name, epoch, run, restarts, last_exit, state })
     }
 
     fn state(&self, consoles: &mut Consoles<'_>, folder: &Folder, spec: &LaunchSpec) -> Result<VmState, String> {

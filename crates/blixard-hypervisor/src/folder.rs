@@ -26,6 +26,7 @@ const SPEC_FILE: &str = "spec.json";
 const PLAN_FILE: &str = "plan.json";
 const GUARD_FILE: &str = "guard.json";
 const EXIT_FILE: &str = "exit.json";
+const LAST_EXIT_FILE: &str = "last-exit.json";
 const LOCK_FILE: &str = "lock";
 const GUARD_STDERR_FILE: &str = "guard.stderr";
 
@@ -131,15 +132,24 @@ impl Folder {
         self.write(EXIT_FILE, record)
     }
 
-    /// Removes what the last run left, and keeps disk, seed and log.
+    /// Removes what the last run left, and keeps disk, seed, log and how it ended.
     pub(crate) fn clear_run(&self) -> io::Result<()> {
-        for file in [GUARD_FILE, EXIT_FILE, PLAN_FILE, CONTROL_SOCKET, CONSOLE_SOCKET, GUARD_STDERR_FILE] {
+        match fs::rename(self.path.join(EXIT_FILE), self.path.join(LAST_EXIT_FILE)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        for file in [GUARD_FILE, PLAN_FILE, CONTROL_SOCKET, CONSOLE_SOCKET, GUARD_STDERR_FILE] {
             match fs::remove_file(self.path.join(file)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
         }
         Ok(())
+    }
+
+    /// How the run before the present one ended. Only for people, so one that cannot be read counts as none.
+    pub(crate) fn last_exit(&self) -> Option<ExitReason> {
+        self.read::<ExitRecord>(LAST_EXIT_FILE).ok().flatten().map(|exit| exit.reason)
     }
 
     /// Takes the lock that says "this vm has a guard", or none when another process holds it.

@@ -28,7 +28,8 @@ pub(crate) fn observe(folder: &Folder, id: &str, is_held: bool) -> Option<Observ
         Err(error) => (String::new(), 0, 0, 0, Err(error.to_string())),
     };
     let (state, guard) = result.unwrap_or_else(|detail| (VmState::Damaged { detail }, None));
-    Some(Observation { vm: ObservedVm { vm: id.to_owned(), name, epoch, run, restarts, state }, guard })
+    let last_exit = folder.last_exit();
+    Some(Observation { vm: ObservedVm { vm: id.to_owned(), name, epoch, run, restarts, last_exit, state }, guard })
 }
 
 fn state(folder: &Folder, epoch: u64, run: u64, is_held: bool) -> Result<(VmState, Option<GuardRecord>), String> {

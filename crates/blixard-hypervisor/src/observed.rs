@@ -17,6 +17,8 @@ pub struct ObservedVm {
     pub run: u64,
     /// How often that start was begun again, as the launch said.
     pub restarts: u32,
+    /// How the run before the present one ended, for people.
+    pub last_exit: Option<ExitReason>,
     /// What it is doing.
     pub state: VmState,
 }

@@ -146,6 +146,7 @@ fn old_orders_are_refused(bench: &dyn Bench) {
     launch(6, 1).unwrap();
     let seen = seen(&*driver, &spec.vm).unwrap();
     assert_eq!((seen.epoch, seen.run, is_running(&seen.state)), (6, 1, true));
+    assert_eq!(seen.last_exit, Some(ExitReason::Killed));
 }
 
 fn a_failed_launch_says_why_and_can_be_repeated(bench: &dyn Bench) {

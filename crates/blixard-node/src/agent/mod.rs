@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use blixard_core::{EndpointId, ImageId, NodeId, UnixMs, VmId};
-use blixard_hypervisor::{ConsoleError, Driver, LogChunk, LogError, LogPosition, LogSpan, VmState};
+use blixard_hypervisor::{ConsoleError, Driver, LogChunk, LogError, LogPosition, LogSpan, ObservedVm};
 use tokio::sync::Notify;
 
 use crate::clock;
@@ -77,7 +77,7 @@ struct Desk {
 #[derive(Debug, Clone)]
 pub(crate) struct LiveVm {
     pub(crate) transfer: Option<TransferStatus>,
-    pub(crate) state: Option<VmState>,
+    pub(crate) found: Option<ObservedVm>,
 }
 
 impl Agent {
@@ -200,7 +200,7 @@ impl Agent {
         let listed = self.blocking(|driver| driver.list()).await;
         let name = vm.to_string();
         let found = listed.ok().and_then(|list| list.into_iter().find(|found| found.vm == name));
-        LiveVm { transfer: self.inner.transfers.status(image), state: found.map(|found| found.state) }
+        LiveVm { transfer: self.inner.transfers.status(image), found }
     }
 
     /// A connection to a vm's serial console.

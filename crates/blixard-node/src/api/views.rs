@@ -255,6 +255,8 @@ pub struct TransferView {
 pub struct LiveView {
     /// The image's transfer, while it is on its way.
     pub transfer: Option<TransferView>,
+    /// How the run before the present one ended.
+    pub last_exit: Option<String>,
     /// The process id of the hypervisor.
     pub pid: Option<u32>,
     /// What runs the guest: `kvm`, `tcg` or `fake`.

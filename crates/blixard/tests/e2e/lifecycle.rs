@@ -95,6 +95,8 @@ fn a_vm_lives_through_everything_but_its_deletion() {
     is_gone(second.hypervisor);
     let status = cluster.run(1, &["vm", "status", "web"]).ends_with(0).stdout;
     assert!(status.contains("always, 3 in this run"), "{status}");
+    let last = status.lines().find(|line| line.starts_with("last exit")).unwrap_or_default();
+    assert!(last.ends_with("the guard died"), "{status}");
 
     // Asked politely, the guest obeys; a new start counts from nothing.
     eventually("the last boot", || (cluster.vm_log(1, "web").matches(crate::guests::READY).count() >= 2).then_some(()));

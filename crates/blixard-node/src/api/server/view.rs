@@ -91,7 +91,9 @@ impl Server {
             },
         });
         let mut view = LiveView { transfer, ..LiveView::default() };
-        if let Some(blixard_hypervisor::VmState::Running(running)) = live.state {
+        let Some(found) = live.found else { return view };
+        view.last_exit = found.last_exit.map(|reason| reason.to_string());
+        if let blixard_hypervisor::VmState::Running(running) = found.state {
             view.pid = Some(running.pid).filter(|pid| *pid != 0);
             view.accelerator = Some(running.accelerator.to_string());
             view.confinement = Some(format!("{}; limits: {}", running.confinement.process, running.confinement.limits));

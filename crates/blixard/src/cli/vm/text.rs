@@ -76,6 +76,9 @@ pub(super) fn status(view: &VmView) -> String {
     };
     table.row([&"restart", &format!("{policy}, {} in this run", view.restarts)]);
     if let Some(live) = &view.live {
+        if let Some(last_exit) = &live.last_exit {
+            table.row([&"last exit", last_exit]);
+        }
         if let Some(accelerator) = &live.accelerator {
             table.row([&"accelerator", accelerator]);
         }
