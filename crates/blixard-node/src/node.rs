@@ -33,6 +33,8 @@ use enter::Entrance;
 use tasks::Tasks;
 use upkeep::{Me, keep_access, keep_contact, keep_membership};
 
+/// How long a node that starts waits for a leader before it calls itself started.
+const CONTACT_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a stopped node waits for requests in hand to end. They fail as soon as they notice.
 const LET_GO: Duration = Duration::from_secs(5);
 /// How often it looks.
@@ -165,8 +167,8 @@ impl Node {
         let me = Me { record, cluster, transport: transport.clone(), raft: raft.clone() };
         let (end, ended) = watch::channel(None);
         tasks.keep("upkeep", {
-            let (me, data) = (me.clone(), data.clone());
-            move || keep_membership(me.clone(), membership.clone(), data.clone(), contacts.clone(), end.clone())
+            let (me, data, lasting) = (me.clone(), data.clone(), contacts.clone());
+            move || keep_membership(me.clone(), membership.clone(), data.clone(), lasting.clone(), end.clone())
         });
         tasks.keep("leader", {
             let (raft, counters) = (raft.clone(), counters.clone());
@@ -194,6 +196,12 @@ impl Node {
             tracing::warn!(error = format!("{error:#}"), "commands of this user will not find this node by themselves");
         }
         stage.send_replace(Stage::Member(facts));
+        // A node that comes back while most others are down must stay up, or they could never find each other: so it waits for a
+        // leader for a while only.
+        let mut in_contact = contacts.clone();
+        if tokio::time::timeout(CONTACT_PATIENCE, in_contact.wait_for(|contact| *contact)).await.is_err() {
+            tracing::warn!("no leader answers: fewer than a majority of the voters may be running");
+        }
         tracing::info!(node = %config.id, %cluster, registry = %registry.display(), "ready");
         // Without systemd there is nobody to tell, which is no error.
         if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
