@@ -167,8 +167,17 @@ impl Node {
         let me = Me { record, cluster, transport: transport.clone(), raft: raft.clone() };
         let (end, ended) = watch::channel(None);
         tasks.keep("upkeep", {
-            let (me, data, lasting) = (me.clone(), data.clone(), contacts.clone());
-            move || keep_membership(me.clone(), membership.clone(), data.clone(), lasting.clone(), end.clone())
+            let (me, data, lasting, told) = (me.clone(), data.clone(), contacts.clone(), stage.clone());
+            move || {
+                keep_membership(
+                    me.clone(),
+                    membership.clone(),
+                    data.clone(),
+                    lasting.clone(),
+                    told.clone(),
+                    end.clone(),
+                )
+            }
         });
         tasks.keep("leader", {
             let (raft, counters) = (raft.clone(), counters.clone());

@@ -12,6 +12,7 @@ use super::enter;
 use crate::api::bootstrap::Bootstrap;
 use crate::api::join::JoinRefusal;
 use crate::clock;
+use crate::http::Stage;
 use crate::raft::Raft;
 use crate::transport::{PeerAddress, Registry, Transport};
 
@@ -155,6 +156,7 @@ pub(super) async fn keep_membership(
     membership: Membership,
     data: Arc<DataDir>,
     contact: watch::Receiver<bool>,
+    stage: watch::Sender<Stage>,
     end: watch::Sender<Option<Ended>>,
 ) {
     let id = me.record.id;
@@ -183,6 +185,14 @@ pub(super) async fn keep_membership(
                         Err(error) => tracing::debug!(%error, "this node's record is told again"),
                     }
                 }
+                // A relay is found, and addresses change, after the node has become ready.
+                stage.send_if_modified(|stage| match stage {
+                    Stage::Member(told) => {
+                        let facts = me.bootstrap();
+                        std::mem::replace(told, facts.clone()) != facts
+                    }
+                    Stage::Starting(_) => false,
+                });
                 let fresh = me.registry();
                 if registry.as_ref() != Some(&fresh) {
                     match fresh.write(data.path()) {
