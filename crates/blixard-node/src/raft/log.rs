@@ -38,7 +38,8 @@ struct Memory {
 
 impl Memory {
     fn first_index(&self) -> u64 {
-        self.purged.as_ref().map_or(0, |id| id.index + 1)
+        let after_purged = || self.purged.as_ref().map_or(0, |id| id.index + 1);
+        self.entries.front().map_or_else(after_purged, RaftEntry::index)
     }
 }
 
@@ -126,11 +127,19 @@ fn load(db: &Database) -> Result<Memory, Box<dyn std::error::Error>> {
     for row in txn.open_table(ENTRIES)?.iter()? {
         let (index, bytes) = row?;
         let entry: Entry = postcard::from_bytes(bytes.value())?;
-        let expected = memory.first_index() + memory.entries.len() as u64;
+        // The first entry of a log from which nothing was purged stands wherever it does.
+        let is_open = memory.entries.is_empty() && memory.purged.is_none();
+        let expected = if is_open { index.value() } else { memory.first_index() + memory.entries.len() as u64 };
         if index.value() != expected || entry.index() != expected {
             return Err(format!("entry {expected} is missing: found {}", index.value()).into());
         }
         memory.entries.push_back(entry);
+    }
+    let end = memory.first_index() + memory.entries.len() as u64;
+    if memory.committed.is_some_and(|committed| committed.index >= end) {
+        // It was known before the entries it speaks of were on disk, and then the host lost power. Without it Raft only
+        // finds out again.
+        memory.committed = None;
     }
     Ok(memory)
 }
@@ -286,5 +295,51 @@ impl RaftLogStorage<Group> for LogStore {
             memory.purged = Some(upto);
         }
         self.carry_out(|done| Order::Purge { upto: upto.index, purged: encode(&upto), done }).await
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use openraft::StorageError;
+    use openraft::testing::log::{StoreBuilder, Suite};
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::raft::machine::Machine;
+
+    struct InTempDir;
+
+    impl StoreBuilder<Group, LogStore, Machine, TempDir> for InTempDir {
+        async fn build(&self) -> Result<(TempDir, LogStore, Machine), StorageError<Group>> {
+            let dir = tempfile::tempdir().unwrap();
+            let log = LogStore::open(dir.path().join("log.redb")).unwrap();
+            let machine = Machine::open(dir.path().join("state.redb")).unwrap();
+            Ok((dir, log, machine))
+        }
+    }
+
+    #[tokio::test]
+    async fn log_and_state_machine_keep_openrafts_own_contract() {
+        Suite::test_all(InTempDir).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_commit_that_was_known_before_its_entries_were_on_disk_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log.redb");
+        let ahead = LogId::new(openraft::vote::leader_id_std::CommittedLeaderId::new(1), 7);
+        let mut log = LogStore::open(path.clone()).unwrap();
+        log.save_committed(Some(ahead)).await.unwrap();
+        // Goes to disk with the next order of any kind.
+        log.save_vote(&Vote::new(1, 1)).await.unwrap();
+        let held = Arc::downgrade(&log.memory);
+        drop(log);
+        while held.strong_count() > 0 {
+            tokio::task::yield_now().await;
+        }
+        let mut log = LogStore::open(path).unwrap();
+        assert_eq!(log.read_vote().await.unwrap(), Some(Vote::new(1, 1)));
+        assert_eq!(log.read_committed().await.unwrap(), None);
     }
 }
