@@ -31,7 +31,7 @@ use crate::{http, leader};
 use data_dir::DataDir;
 use enter::Entrance;
 use tasks::Tasks;
-use upkeep::{Me, keep_access, keep_contact, keep_membership};
+use upkeep::{Me, end_guests, keep_access, keep_contact, keep_membership};
 
 /// How long a node that starts waits for a leader before it calls itself started.
 const CONTACT_PATIENCE: Duration = Duration::from_secs(10);
@@ -93,7 +93,13 @@ impl Node {
             Some(text) => Some(text.parse().context("read the ticket given with --join")?),
             None => None,
         };
-        enter::check_membership(&data, &config, ticket.as_ref())?;
+        if let Err(refused) = enter::check_membership(&data, &config, ticket.as_ref()) {
+            if matches!(refused, StartError::Removed(_)) {
+                // The process that learned of the removal may have ended before it had ended them all.
+                end_guests(&driver(&config, &data)?).await;
+            }
+            return Err(refused);
+        }
         let key = load_or_create_key(&data.join("node.key"))?;
         let ground = Ground::open(&config, &data, key).await?;
         let started = Self::start_rooms(config, user, data, ground.clone(), ticket).await;
@@ -119,7 +125,8 @@ impl Node {
         let listener = http::listen(config.bind).await?;
         let transfers = Transfers::new(images.clone());
         let driver = driver(&config, &data)?;
-        let agent = Agent::new(config.id, raft.clone(), images.clone(), transfers.clone(), driver, counters.clone());
+        let agent =
+            Agent::new(config.id, raft.clone(), images.clone(), transfers.clone(), driver.clone(), counters.clone());
         let server =
             Server::new(config.id, raft.clone(), transport.clone(), images.clone(), agent.clone(), counters.clone());
 
@@ -168,11 +175,13 @@ impl Node {
         let (end, ended) = watch::channel(None);
         tasks.keep("upkeep", {
             let (me, data, lasting, told) = (me.clone(), data.clone(), contacts.clone(), stage.clone());
+            let driver = driver.clone();
             move || {
                 keep_membership(
                     me.clone(),
                     membership.clone(),
                     data.clone(),
+                    driver.clone(),
                     lasting.clone(),
                     told.clone(),
                     end.clone(),

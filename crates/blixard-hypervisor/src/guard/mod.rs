@@ -40,8 +40,6 @@ use crate::observed::{Confinement, ExitReason};
 
 /// Time in which a hypervisor must answer on its monitor. It takes 50 ms on an idle host; this is for a drowned one.
 pub(crate) const LAUNCH_TIMEOUT: Duration = Duration::from_secs(20);
-/// Time in which the last run's hypervisor must be gone after its guard has died; the kernel does it at once.
-const LEFTOVER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Sockets of published ports and of the connections through them, disks, and a reserve.
 const OPEN_FILES_MAX: u64 = 4096;
 /// First argument for the other thing that this entry point does: trying whether /dev/kvm runs a guest.
@@ -94,7 +92,7 @@ fn guard(dir: &Path) -> Result<(), String> {
     let lock = folder.lock().map_err(context("lock the folder of the vm"))?;
     let lock: Flock<File> = lock.ok_or("another guard holds this vm")?;
     let plan = folder.plan().map_err(|error| error.to_string())?.ok_or("there is no plan.json")?;
-    let reason = match end_leftover(&folder).and_then(|()| confine(&plan)) {
+    let reason = match confine(&plan) {
         Ok(confinement) => supervise::supervise(&folder, &plan, confinement),
         Err(detail) => ExitReason::LaunchFailed { detail },
     };
@@ -110,14 +108,6 @@ fn guard(dir: &Path) -> Result<(), String> {
         ExitReason::LaunchFailed { detail } => Err(detail),
         _ => Ok(()),
     }
-}
-
-/// A guard that died took its hypervisor with it, but "at once" is not "before us": two must never write to one disk.
-fn end_leftover(folder: &Folder) -> Result<(), String> {
-    let Ok(Some(record)) = folder.guard() else { return Ok(()) };
-    let Some(handle) = record.hypervisor.open() else { return Ok(()) };
-    handle.kill().map_err(|error| format!("end the hypervisor of the last run: {error}"))?;
-    if handle.wait(LEFTOVER_TIMEOUT) { Ok(()) } else { Err("the hypervisor of the last run does not end".into()) }
 }
 
 /// Limits that the hypervisor inherits. Those that the host does not offer are reported, not required.

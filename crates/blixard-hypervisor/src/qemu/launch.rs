@@ -23,6 +23,8 @@ use crate::spec::LaunchSpec;
 const REPORT_TIMEOUT: Duration = LAUNCH_TIMEOUT.saturating_add(Duration::from_secs(10));
 /// A report is one line with at most the last words of a hypervisor.
 const REPORT_BYTES_MAX: usize = 64 * 1024;
+/// Time in which the last run's hypervisor must be gone after its guard has died; the kernel does it at once.
+const LEFTOVER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a launch that an earlier process began is looked at.
 const ADOPT_POLL: Duration = Duration::from_millis(20);
 
@@ -38,6 +40,8 @@ impl QemuDriver {
         if self.is_running_already(&folder, spec)? {
             return Ok(());
         }
+        // Before the record that names it is cleared.
+        end_leftover(&folder).map_err(|detail| LaunchError::Hypervisor { detail })?;
         folder.create().map_err(context("make the folder of the vm"))?;
         // The new spec comes first: from here on what is left of the last run belongs to no current run.
         folder.write_spec(spec).map_err(context("write spec.json"))?;
@@ -102,6 +106,14 @@ impl QemuDriver {
             let _ = folder.write_exit(&record);
         }
     }
+}
+
+/// A guard that died took its hypervisor with it, but "at once" is not "before us": two must never write to one disk.
+fn end_leftover(folder: &Folder) -> Result<(), String> {
+    let Ok(Some(record)) = folder.guard() else { return Ok(()) };
+    let Some(handle) = record.hypervisor.open() else { return Ok(()) };
+    handle.kill().map_err(|error| format!("end the hypervisor of the last run: {error}"))?;
+    if handle.wait(LEFTOVER_TIMEOUT) { Ok(()) } else { Err("the hypervisor of the last run does not end".into()) }
 }
 
 /// Makes sure that neither guard nor hypervisor is left.

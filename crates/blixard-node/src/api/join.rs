@@ -117,6 +117,10 @@ async fn decide(
     if known.is_some_and(|known| Node { joined_at: known.joined_at, ..request.node.clone() } == known) {
         return JoinAnswer::Admitted { cluster, members: members(raft) };
     }
+    // Which numbers are free is only known to a replica that has caught up.
+    if let Err(error) = raft.barrier().await {
+        return JoinAnswer::TryLater(error.to_string());
+    }
     let group = raft.view();
     let is_new = raft.read(|state| !state.nodes.contains_key(&request.node.id));
     if is_new && group.role(request.node.id).is_some() {

@@ -97,6 +97,10 @@ async fn lead(raft: &Raft, view: &GroupView, office_ms: u64) -> anyhow::Result<(
     }
     if let Some(step) = step {
         change_membership(raft, view, step).await?;
+    } else if raft.is_joint() {
+        // Both the old voters and the new ones would be needed for every write from here on.
+        tracing::info!("completing a change of voters that the last leader began");
+        raft.set_voters(view.voters.clone()).await?;
     }
     Ok(())
 }

@@ -103,8 +103,8 @@ impl Entrance<'_> {
                 return Err(other_cluster(self.data, membership.cluster, facts.cluster_id));
             }
             if facts.p2p_node_id != self.record.endpoint {
+                // Only where it is: that it is a member is for the replicated state to say, and not for an answer over plain HTTP.
                 self.transport.learn(&facts.address());
-                self.transport.access().add_members([facts.p2p_node_id]);
             }
         }
         Ok(())
@@ -126,6 +126,8 @@ impl Entrance<'_> {
         if !self.raft.is_initialized().await? {
             self.raft.found().await?;
         }
+        // What an earlier try wrote is applied by then.
+        self.raft.barrier().await.context("read what an earlier founding wrote")?;
         if self.raft.read(|state| state.cluster).is_none() {
             let client =
                 self.user.client_key().context("make the key with which this user is the cluster's first client")?;

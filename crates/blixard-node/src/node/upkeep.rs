@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use blixard_core::{Actor, Change, ClusterId, Command, Node as NodeRecord, Rejection};
+use blixard_hypervisor::{Driver, VmState};
 use tokio::sync::watch;
 
 use super::Ended;
@@ -18,6 +19,8 @@ use crate::transport::{PeerAddress, Registry, Transport};
 
 /// How often a node checks that what the cluster knows of it is right, and that it still hears from a leader.
 const UPKEEP_EVERY: Duration = Duration::from_secs(1);
+/// How often it is tried to end the guests of a removed node, before a person has to.
+const END_GUESTS_TRIES: usize = 10;
 /// How often a node that is in contact with a leader makes sure that it still is.
 const CONTACT_EVERY: Duration = Duration::from_secs(10);
 /// How long a removed node goes on taking part, so that its vote is not missed before the others have changed the group.
@@ -155,6 +158,7 @@ pub(super) async fn keep_membership(
     me: Me,
     membership: Membership,
     data: Arc<DataDir>,
+    driver: Arc<dyn Driver>,
     contact: watch::Receiver<bool>,
     stage: watch::Sender<Stage>,
     end: watch::Sender<Option<Ended>>,
@@ -203,6 +207,7 @@ pub(super) async fn keep_membership(
             }
             None if was_member => {
                 farewell(&me, &membership, &data).await;
+                end_guests(&driver).await;
                 end.send_replace(Some(Ended::Removed(id)));
                 return;
             }
@@ -215,6 +220,7 @@ pub(super) async fn keep_membership(
             match enter::hello(&me.transport, &me.current(), me.cluster, &me.voters()).await {
                 Err(JoinRefusal::Rejected(Rejection::NodeRemoved)) => {
                     farewell(&me, &membership, &data).await;
+                    end_guests(&driver).await;
                     end.send_replace(Some(Ended::Removed(id)));
                     return;
                 }
@@ -225,6 +231,30 @@ pub(super) async fn keep_membership(
         let mut applied = me.raft.watch();
         let _ = tokio::time::timeout(UPKEEP_EVERY, applied.changed()).await;
     }
+}
+
+/// Ends every guest on this host: the cluster has given up on them, and may start the same vms elsewhere. Their files stay, for
+/// the operator to judge.
+pub(super) async fn end_guests(driver: &Arc<dyn Driver>) {
+    for _ in 0..END_GUESTS_TRIES {
+        let driver = driver.clone();
+        let ended = tokio::task::spawn_blocking(move || -> anyhow::Result<()> {
+            for vm in driver.list()?.into_iter().filter(|vm| matches!(vm.state, VmState::Running(_))) {
+                tracing::warn!(vm = vm.vm, name = vm.name, "ending a guest: this node is no longer a member");
+                driver.kill(&vm.vm)?;
+            }
+            Ok(())
+        });
+        match ended.await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => {
+                tracing::error!(error = format!("{error:#}"), "a guest could not be ended; it is tried again")
+            }
+            Err(error) => tracing::error!(%error, "a guest could not be ended; it is tried again"),
+        }
+        tokio::time::sleep(UPKEEP_EVERY).await;
+    }
+    tracing::error!("guests may still run on this host, which is no longer a member: end them by hand");
 }
 
 /// A removed node goes on until the others have taken it out of the group, so that its vote is not missed.

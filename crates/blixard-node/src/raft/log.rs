@@ -13,7 +13,7 @@ use std::sync::{Arc, RwLock, Weak, mpsc};
 
 use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
-use openraft::{OptionalSend, RaftLogReader};
+use openraft::{EntryPayload, OptionalSend, RaftLogReader};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use tokio::sync::oneshot;
 
@@ -27,6 +27,11 @@ const COMMITTED: &str = "committed";
 
 /// Orders taken into one transaction at most: a bound on how long the first of them waits for its fsync.
 const BATCH_MAX: usize = 1024;
+
+/// Bytes of entries read for one request at most: well below the largest frame, whatever users put into a command.
+const BATCH_BYTES_MAX: usize = 4 << 20;
+/// What an entry takes besides its command, generously.
+const ENTRY_OVERHEAD_BYTES: usize = 256;
 
 #[derive(Debug, Default)]
 struct Memory {
@@ -229,8 +234,29 @@ impl RaftLogReader<Group> for LogStore {
         Ok(memory.entries.range(position(start)..position(end)).cloned().collect())
     }
 
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
+        let mut entries = self.try_get_log_entries(start..end).await?;
+        let mut bytes = 0;
+        let fits = entries.iter().take_while(|entry| {
+            let first = bytes == 0;
+            bytes += entry_bytes(entry);
+            first || bytes <= BATCH_BYTES_MAX
+        });
+        let count = fits.count();
+        entries.truncate(count);
+        Ok(entries)
+    }
+
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
         Ok(self.memory().vote)
+    }
+}
+
+/// About what an entry takes on the wire.
+fn entry_bytes(entry: &Entry) -> usize {
+    match &entry.payload {
+        EntryPayload::Normal(logged) => logged.0.len() + ENTRY_OVERHEAD_BYTES,
+        EntryPayload::Blank | EntryPayload::Membership(_) => ENTRY_OVERHEAD_BYTES,
     }
 }
 

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures::{Stream, TryStreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
-use redb::{Database, ReadableDatabase, TableDefinition};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use tokio::sync::watch;
 
 use super::group::{Applied, Group, LogId, Snapshot, SnapshotMeta, StoredMembership, storage_error};
@@ -87,12 +87,19 @@ impl Machine {
     }
 
     async fn store(&self, meta: &SnapshotMeta, state: Bytes) -> io::Result<()> {
+        let last_log_id = meta.last_log_id;
         let meta = postcard::to_stdvec(meta).map_err(io::Error::other)?;
         let (db, path) = (self.db.clone(), self.path.clone());
         let write = move || {
             let txn = db.begin_write()?;
             {
                 let mut table = txn.open_table(SNAPSHOT)?;
+                // A snapshot that was being built while a newer one came from the leader must not take its place: the log
+                // before the newer one is gone.
+                let stored = table.get(META)?.and_then(|meta| postcard::from_bytes::<SnapshotMeta>(meta.value()).ok());
+                if stored.is_some_and(|stored| stored.last_log_id > last_log_id) {
+                    return Ok(());
+                }
                 table.insert(META, meta.as_slice())?;
                 table.insert(STATE, state.as_ref())?;
             }

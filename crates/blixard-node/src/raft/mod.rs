@@ -344,6 +344,12 @@ impl Raft {
         metrics.membership_config.membership().get_node(&node)?.addr.parse().ok()
     }
 
+    /// Whether a change of voters was begun by a leader that did not live to complete it.
+    pub(crate) fn is_joint(&self) -> bool {
+        let metrics = self.raft.metrics();
+        metrics.borrow_watched().membership_config.membership().get_joint_config().len() > 1
+    }
+
     /// The keys of all nodes that Raft counts, whether they vote or learn.
     pub(crate) fn members(&self) -> Vec<EndpointId> {
         let metrics = self.raft.metrics();

@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::group::{Group, SnapshotMeta, Vote};
 
-/// The largest frame: a batch of log entries. openraft's batches of commands stay far below it.
+/// The largest frame: a batch of log entries, which the log store keeps far below it.
 pub(super) const FRAME_BYTES_MAX: usize = 16 << 20;
 /// The largest snapshot: a state of 100,000 vms takes some 100 MiB.
 pub(super) const SNAPSHOT_BYTES_MAX: u64 = 1 << 30;

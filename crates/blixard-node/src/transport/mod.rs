@@ -195,6 +195,7 @@ impl Transport {
         }
         addresses.sort();
         addresses.dedup();
+        addresses.truncate(blixard_core::limits::ADDRESSES_MAX);
         let relay_url = own.relay_urls().next().map(ToString::to_string);
         PeerAddress { endpoint: self.id(), addresses, relay_url }
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use axum::body::Body as RawBody;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use blixard_core::{BlobHash, Change, DiskFormat, DiskPart, Image, ImageName, Manifest, Part};
+use blixard_core::{Answer, BlobHash, Change, DiskFormat, DiskPart, Image, ImageName, Manifest, Part};
 use blixard_hypervisor::InspectError;
 use futures::TryStreamExt;
 use http_body_util::BodyExt;
@@ -47,6 +47,15 @@ pub(super) async fn add(
     asker: Asker,
     Body(request): Body<AddImage>,
 ) -> Result<Json<ImageView>, Fault> {
+    server.read_point(Freshness::default()).await?;
+    if let Some(answer) = server.answered(asker) {
+        // The uploads are part of the image by now, and no longer found as such.
+        let Answer::Image(id) = answer? else {
+            return Err(Fault::bad_request("the request's id was used for another request"));
+        };
+        let view = server.inner.raft.read(|state| state.images.get(&id).map(|image| view(state, image)));
+        return view.map(Json).ok_or_else(|| Fault::not_found("the image was deleted after it was added"));
+    }
     let manifest = match request.source {
         ImageSource::Disk { disk } => Manifest::Disk(disk_part(&server, disk).await?),
         ImageSource::Kernel { kernel, initrd, root, cmdline } => {
@@ -64,7 +73,6 @@ pub(super) async fn add(
     };
     let id = manifest.id();
     let me = server.inner.me;
-    let was_known = server.inner.raft.read(|state| state.images.contains_key(&id));
     let importing = server.inner.agent.importing(id);
     server.inner.images.keep(id, &manifest).await?;
     let hashes: Vec<BlobHash> = manifest.parts().iter().map(|part| part.hash).collect();
@@ -77,13 +85,20 @@ pub(super) async fn add(
         wanted: Default::default(),
     };
     let added = server.change(asker, Change::AddImage(image)).await;
-    if added.is_err() && !was_known {
-        // Without a catalog entry the agent would drop it anyhow; do not wait for that.
-        server.inner.images.drop_image(id).await?;
+    // Until this node has applied what was written, if it was, the agent would take the image for one that nobody wants. One
+    // that was not written after all is dropped by the agent.
+    let caught_up = server.read_point(Freshness::default()).await;
+    if caught_up.is_err() {
+        let raft = server.inner.raft.clone();
+        tokio::spawn(async move {
+            while raft.barrier().await.is_err() {}
+            drop(importing);
+        });
+    } else {
+        drop(importing);
     }
     added?;
-    server.read_point(Freshness::default()).await?;
-    drop(importing);
+    caught_up?;
     let mut uploads = server.inner.uploads.lock().expect("no holder of this lock panics");
     uploads.retain(|hash, _| !hashes.contains(hash));
     drop(uploads);
@@ -167,6 +182,9 @@ pub(super) async fn delete(
     Path(name): Path<ImageName>,
 ) -> Result<Json<()>, Fault> {
     server.read_point(Freshness::default()).await?;
+    if let Some(answer) = server.answered(asker) {
+        return answer.map(|_| Json(()));
+    }
     let id = server.inner.raft.read(|state| state.image_named(&name).map(|image| image.id));
     server.change(asker, Change::DeleteImage(id.ok_or_else(|| no_such(&name))?)).await?;
     Ok(Json(()))

@@ -115,10 +115,29 @@ impl Server {
         Ok(())
     }
 
+    /// The answer to a request that had its effect before, when this is a retry of it. Asked before anything is looked up by
+    /// name: what the first try removed is not there any more, and must not be reported as missing.
+    fn answered(&self, asker: Asker) -> Option<Result<Answer, Fault>> {
+        let id = asker.request?;
+        let outcome = self.inner.raft.read(|state| {
+            state.answered.iter().rev().find(|(answered, _)| *answered == id).map(|(_, outcome)| outcome.clone())
+        });
+        Some(outcome?.map_err(Fault::from))
+    }
+
     /// Has a change written in the name of the caller.
     async fn change(&self, asker: Asker, change: Change) -> Result<Answer, Fault> {
         let by = Actor::Client(asker.caller.0);
-        let command = Command { request: asker.request, at: clock::now(), by, change };
+        // Without an id of the caller's, one of our own: the command may be sent to more than one leader.
+        let request = match asker.request {
+            Some(request) => request,
+            None => {
+                let mut id = RequestId([0; 16]);
+                getrandom::fill(&mut id.0).map_err(|error| Fault::new(FaultKind::Internal, error))?;
+                id
+            }
+        };
+        let command = Command { request: Some(request), at: clock::now(), by, change };
         Ok(self.inner.raft.propose(&command).await??)
     }
 }
