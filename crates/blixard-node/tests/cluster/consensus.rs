@@ -344,6 +344,15 @@ async fn post(connection: &blixard_node::transport::Connection, id: &str, name: 
     wire::send(connection, request).await.unwrap()
 }
 
+async fn delete(connection: &blixard_node::transport::Connection, id: &str, path: &str) -> StatusCode {
+    let request = Request::delete(path)
+        .header(http::header::HOST, "blixard")
+        .header("x-blixard-request", id)
+        .body(axum::body::Body::empty())
+        .unwrap();
+    wire::send(connection, request).await.unwrap().status()
+}
+
 async fn created(answer: Response<Incoming>) -> VmView {
     assert_eq!(answer.status(), StatusCode::OK);
     serde_json::from_slice(&answer.into_body().collect().await.unwrap().to_bytes()).unwrap()
@@ -371,4 +380,16 @@ async fn a_request_sent_twice_has_one_effect_and_one_answer() {
     assert_eq!(post(&connections[1], two, "web").await.status(), StatusCode::CONFLICT);
     assert_eq!(post(&connections[1], "short", "web").await.status(), StatusCode::BAD_REQUEST);
     assert_eq!(client.vms(false).await.unwrap().len(), 1);
+
+    // What the first try removed is not missing to the second.
+    let removed = async || client.vms(false).await.is_ok_and(|vms| vms.is_empty());
+    let [three, four] = ["33", "44"].map(|pair| pair.repeat(16));
+    assert_eq!(delete(&connections[0], &three, "/v1/vms/web").await, StatusCode::OK);
+    until("the vm to be gone", removed).await;
+    assert_eq!(delete(&connections[1], &three, "/v1/vms/web").await, StatusCode::OK);
+    assert_eq!(delete(&connections[1], &four, "/v1/vms/web").await, StatusCode::NOT_FOUND);
+    let [five, six] = ["55", "66"].map(|pair| pair.repeat(16));
+    assert_eq!(delete(&connections[0], &five, "/v1/images/base").await, StatusCode::OK);
+    assert_eq!(delete(&connections[1], &five, "/v1/images/base").await, StatusCode::OK);
+    assert_eq!(delete(&connections[1], &six, "/v1/images/base").await, StatusCode::NOT_FOUND);
 }
