@@ -57,7 +57,7 @@ impl Agent {
         {
             match vm.parse::<VmId>() {
                 Ok(id) => {
-                    // Guards carry out stops by themselves; the time is only for a guard that does not.
+                    // The guard carries out the stop; the plan forces it at the same deadline, for a guard that does not.
                     let stopping_since = {
                         let mut desk = self.desk();
                         if matches!(&state, VmState::Running(running) if running.stopping) {

@@ -157,7 +157,7 @@ fn write_loop(path: &Path, db: &Database, queue: &mpsc::Receiver<Order>, memory:
             let Ok(next) = queue.try_recv() else { break };
             batch.push(next);
         }
-        // Known when the batch was queued, so never ahead of the entries in it.
+        // It may be ahead of the entries in this batch; `load` forgets it then.
         let committed = memory.read().expect("no holder of this lock panics").committed;
         let result = write_batch(db, &batch, committed).map_err(|error| storage_error(path, "write", error));
         if let Err(error) = &result {
