@@ -143,9 +143,9 @@ impl Node {
             move || keep_contact(raft.clone(), contact.clone())
         });
         tasks.keep("access", {
-            let (raft, transport) = (raft.clone(), transport.clone());
+            let (raft, transport, data) = (raft.clone(), transport.clone(), data.clone());
             let contacts = contacts.clone();
-            move || keep_access(raft.clone(), transport.clone(), contacts.clone())
+            move || keep_access(raft.clone(), transport.clone(), data.clone(), contacts.clone())
         });
         let mut handlers = vec![
             (Protocol::Raft, raft.handler()),

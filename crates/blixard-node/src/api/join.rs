@@ -26,6 +26,8 @@ const LISTEN_TIMEOUT: Duration = Duration::from_secs(2);
 const LISTENING_MAX: usize = 256;
 /// How long an exchange may take; the leader's own deadline for a write is 10 s.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a member waits for a leader to take its new record, before it is told who the others are all the same.
+const MEMBER_PATIENCE: Duration = Duration::from_secs(2);
 /// Requests that are decided at once. The others wait, and may time out.
 const DECIDING_MAX: usize = 16;
 
@@ -79,19 +81,13 @@ pub enum JoinRefusal {
     OtherKey,
 }
 
+fn address(node: &Node) -> PeerAddress {
+    PeerAddress { endpoint: node.endpoint, addresses: node.addresses.clone(), relay_url: node.relay_url.clone() }
+}
+
 /// All members, as this node knows them.
-fn members(raft: &Raft) -> Vec<Member> {
-    raft.read(|state| {
-        let member = |node: &Node| Member {
-            id: node.id,
-            address: PeerAddress {
-                endpoint: node.endpoint,
-                addresses: node.addresses.clone(),
-                relay_url: node.relay_url.clone(),
-            },
-        };
-        state.nodes.values().map(member).collect()
-    })
+pub(crate) fn members(raft: &Raft) -> Vec<Member> {
+    raft.read(|state| state.nodes.values().map(|node| Member { id: node.id, address: address(node) }).collect())
 }
 
 async fn decide(
@@ -109,17 +105,32 @@ async fn decide(
     if request.node.endpoint != caller {
         return JoinAnswer::Refused(JoinRefusal::OtherKey);
     }
-    if raft.read(|state| state.node_of(&caller).is_some()) {
+    let is_member = raft.read(|state| state.node_of(&caller).is_some_and(|node| node.id == request.node.id));
+    if is_member {
         transport.met(caller, request.incarnation);
+        transport.learn(&address(&request.node));
     }
+    let is_known = || {
+        let known = raft.read(|state| state.nodes.get(&request.node.id).cloned());
+        known.is_some_and(|known| Node { joined_at: known.joined_at, ..request.node.clone() } == known)
+    };
     // A member whose record is up to date gets its answer even while the cluster has no leader.
-    let known = raft.read(|state| state.nodes.get(&request.node.id).cloned());
-    if known.is_some_and(|known| Node { joined_at: known.joined_at, ..request.node.clone() } == known) {
+    if is_known() {
         return JoinAnswer::Admitted { cluster, members: members(raft) };
     }
     // Which numbers are free is only known to a replica that has caught up.
-    if let Err(error) = raft.barrier().await {
+    if is_member {
+        // It tells the cluster its new record by itself as soon as there is a leader, which there may never be if the members do
+        // not find each other first.
+        let barrier = tokio::time::timeout(MEMBER_PATIENCE, raft.barrier());
+        if !matches!(barrier.await, Ok(Ok(()))) {
+            return JoinAnswer::Admitted { cluster, members: members(raft) };
+        }
+    } else if let Err(error) = raft.barrier().await {
         return JoinAnswer::TryLater(error.to_string());
+    }
+    if is_known() {
+        return JoinAnswer::Admitted { cluster, members: members(raft) };
     }
     let group = raft.view();
     let is_new = raft.read(|state| !state.nodes.contains_key(&request.node.id));

@@ -5,6 +5,7 @@
 //! cluster.key                 the cluster's secret key, on the node that created it
 //! node.json                   this node's number and cluster
 //! bootstrap.json              the last good answer to a bootstrap request
+//! members.json                the members as this node last knew them
 //! node-<id>-registry.json     how tools on this host find the node
 //! raft/                       log and state
 //! images/                     blobs

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use blixard_core::{Actor, Change, Client, ClusterId, Command, Node as NodeRecord, NodeId};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use serde::{Deserialize, Serialize};
 
 use super::StartError;
@@ -32,6 +34,10 @@ const ASK_WAIT_MAX: Duration = Duration::from_secs(5);
 const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 /// The file with the last good bootstrap answers.
 const BOOTSTRAP_FILE: &str = "bootstrap.json";
+/// The file with the members as this node last knew them.
+const MEMBERS_FILE: &str = "members.json";
+/// How long a node waits for the members that it says hello to; the next hello asks others.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A bootstrap answer and the peer that gave it, kept for when HTTP is unreachable.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -86,6 +92,8 @@ impl Entrance<'_> {
     /// Makes this node a member, however long that takes.
     pub(crate) async fn enter(&self, ticket: Option<&Ticket>) -> Result<Membership, StartError> {
         if let Some(membership) = self.data.membership()? {
+            // The replica may be behind: what was committed is known for certain only once a leader has said so again.
+            meet(self.transport, self.config.id, &known_members(self.data));
             self.check_peers(&membership).await?;
             return Ok(membership);
         }
@@ -168,7 +176,8 @@ impl Entrance<'_> {
                 let request = JoinRequest { cluster, node: self.record.clone(), incarnation, secret };
                 match join::ask(self.transport, &peer, &request).await {
                     Ok(JoinAnswer::Admitted { cluster, members }) => {
-                        self.meet(&members);
+                        meet(self.transport, self.config.id, &members);
+                        keep_members(self.data, &members);
                         let membership = Membership { node: self.config.id, cluster, removed: false };
                         self.data.set_membership(&membership)?;
                         tracing::info!(%cluster, members = members.len(), "let in");
@@ -227,14 +236,27 @@ impl Entrance<'_> {
         }
         ways
     }
+}
 
-    /// Lets members in and learns where they are, ahead of the replicated state.
-    fn meet(&self, members: &[Member]) {
-        meet(self.transport, self.config.id, members);
+/// The members as this node last knew them, for when its replica is behind. A lost or damaged file is no more than that: the
+/// replica, and the members that it knows, tell again.
+pub(super) fn known_members(data: &DataDir) -> Vec<Member> {
+    let known = data.read(MEMBERS_FILE).unwrap_or_else(|error| {
+        tracing::warn!(error = format!("{error:#}"), "the members of before are not known; going on without them");
+        None
+    });
+    known.unwrap_or_default()
+}
+
+/// Keeps the members on disk for the next start.
+pub(super) fn keep_members(data: &DataDir, members: &[Member]) {
+    if let Err(error) = data.write(MEMBERS_FILE, &members) {
+        tracing::warn!(error = format!("{error:#}"), "the members could not be kept for the next start");
     }
 }
 
-pub(crate) fn meet(transport: &Transport, me: NodeId, members: &[Member]) {
+/// Lets members in and learns where they are, ahead of the replicated state.
+fn meet(transport: &Transport, me: NodeId, members: &[Member]) {
     for member in members.iter().filter(|member| member.id != me) {
         transport.learn(&member.address);
     }
@@ -243,21 +265,29 @@ pub(crate) fn meet(transport: &Transport, me: NodeId, members: &[Member]) {
 
 /// Shows this member to the others: they learn its addresses, and it learns of members that its replica does not know yet.
 /// Says so when the cluster has removed it.
-pub(crate) async fn hello(
+pub(super) async fn hello(
     transport: &Transport,
     me: &NodeRecord,
     cluster: ClusterId,
     others: &[PeerAddress],
 ) -> Result<(), JoinRefusal> {
     let request = JoinRequest { cluster, node: me.clone(), incarnation: transport.incarnation(), secret: None };
-    let answers = futures::future::join_all(others.iter().map(|peer| join::ask(transport, peer, &request))).await;
-    for answer in answers {
-        match answer {
-            Ok(JoinAnswer::Admitted { members, .. }) => meet(transport, me.id, &members),
-            Ok(JoinAnswer::Refused(refusal)) => return Err(refusal),
-            Ok(JoinAnswer::TryLater(reason)) => tracing::debug!(reason, "a member could not be asked for the others"),
-            Err(error) => tracing::debug!(error = format!("{error:#}"), "a member could not be asked for the others"),
+    let mut answers: FuturesUnordered<_> = others.iter().map(|peer| join::ask(transport, peer, &request)).collect();
+    // Each answer counts when it comes: one member that is gone must not keep back what another says.
+    let listen = async {
+        while let Some(answer) = answers.next().await {
+            match answer {
+                Ok(JoinAnswer::Admitted { members, .. }) => meet(transport, me.id, &members),
+                Ok(JoinAnswer::Refused(refusal)) => return Err(refusal),
+                Ok(JoinAnswer::TryLater(reason)) => {
+                    tracing::debug!(reason, "a member could not be asked for the others");
+                }
+                Err(error) => {
+                    tracing::debug!(error = format!("{error:#}"), "a member could not be asked for the others");
+                }
+            }
         }
-    }
-    Ok(())
+        Ok(())
+    };
+    tokio::time::timeout(HELLO_TIMEOUT, listen).await.unwrap_or(Ok(()))
 }

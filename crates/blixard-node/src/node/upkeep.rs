@@ -11,7 +11,7 @@ use super::Ended;
 use super::data_dir::{DataDir, Membership};
 use super::enter;
 use crate::api::bootstrap::Bootstrap;
-use crate::api::join::JoinRefusal;
+use crate::api::join::{self, JoinRefusal, Member};
 use crate::clock;
 use crate::http::Stage;
 use crate::raft::Raft;
@@ -21,6 +21,8 @@ use crate::transport::{PeerAddress, Registry, Transport};
 const UPKEEP_EVERY: Duration = Duration::from_secs(1);
 /// How often it is tried to end the guests of a removed node, before a person has to.
 const END_GUESTS_TRIES: usize = 10;
+/// Members that do not vote and are said hello to at once.
+const HELLO_OTHERS: usize = 5;
 /// How often a node that is in contact with a leader makes sure that it still is.
 const CONTACT_EVERY: Duration = Duration::from_secs(10);
 /// How long a removed node goes on taking part, so that its vote is not missed before the others have changed the group.
@@ -83,18 +85,19 @@ impl Me {
         }
     }
 
-    /// The other voters: few, and the leader is one of them.
-    fn voters(&self) -> Vec<PeerAddress> {
+    /// Whom to say hello to: the other voters, who are few and the leader among them, and in each round some of the other members.
+    /// All voters that the replica knows may be gone when a node comes back, and any member knows the others.
+    fn company(&self, round: usize, known: &[Member]) -> Vec<PeerAddress> {
         let voters = self.raft.view().voters;
-        self.raft.read(|state| {
-            let others = state.nodes.values().filter(|node| node.id != self.record.id && voters.contains(&node.id));
-            let address = |node: &NodeRecord| PeerAddress {
-                endpoint: node.endpoint,
-                addresses: node.addresses.clone(),
-                relay_url: node.relay_url.clone(),
-            };
-            others.map(address).collect()
-        })
+        let mut members = join::members(&self.raft);
+        if members.is_empty() {
+            members = known.to_vec();
+        }
+        members.retain(|member| member.id != self.record.id);
+        let (voters, others): (Vec<_>, Vec<_>) = members.into_iter().partition(|member| voters.contains(&member.id));
+        let start = (round * HELLO_OTHERS).checked_rem(others.len()).unwrap_or(0);
+        let some = others.iter().cycle().skip(start).take(HELLO_OTHERS.min(others.len()));
+        voters.iter().chain(some).map(|member| member.address.clone()).collect()
     }
 }
 
@@ -113,27 +116,28 @@ pub(super) async fn keep_contact(raft: Raft, contact: watch::Sender<bool>) {
 
 /// Keeps the access list and the address book in line with the replicated state. Before this node has caught up, its replica
 /// may lack members, so until then it only adds.
-pub(super) async fn keep_access(raft: Raft, transport: Transport, mut contact: watch::Receiver<bool>) {
+pub(super) async fn keep_access(
+    raft: Raft,
+    transport: Transport,
+    data: Arc<DataDir>,
+    mut contact: watch::Receiver<bool>,
+) {
     let mut applied = raft.watch();
     let mut caught_up = false;
+    let mut kept = Vec::new();
     loop {
         caught_up |= *contact.borrow();
         applied.borrow_and_update();
-        let (members, clients) = raft.read(|state| {
-            let members: Vec<PeerAddress> = state
-                .nodes
-                .values()
-                .map(|node| PeerAddress {
-                    endpoint: node.endpoint,
-                    addresses: node.addresses.clone(),
-                    relay_url: node.relay_url.clone(),
-                })
-                .collect();
-            (members, state.clients.keys().copied().collect::<Vec<_>>())
-        });
+        let clients = raft.read(|state| state.clients.keys().copied().collect::<Vec<_>>());
+        let members = join::members(&raft);
         let own = transport.id();
-        members.iter().filter(|member| member.endpoint != own).for_each(|member| transport.learn(member));
-        let keys = members.iter().map(|member| member.endpoint);
+        let addresses = members.iter().map(|member| &member.address);
+        addresses.filter(|address| address.endpoint != own).for_each(|address| transport.learn(address));
+        if caught_up && members != kept {
+            enter::keep_members(&data, &members);
+            kept.clone_from(&members);
+        }
+        let keys = members.iter().map(|member| member.address.endpoint);
         if caught_up {
             transport.access().set_members(keys);
         } else {
@@ -165,8 +169,10 @@ pub(super) async fn keep_membership(
 ) {
     let id = me.record.id;
     let mut was_member = false;
+    let mut hellos = 0;
     let mut said_hello: Option<Instant> = None;
     let mut registry = None;
+    let members_before = enter::known_members(&data);
     loop {
         let view = me.raft.view();
         if let Some(reason) = view.stopped {
@@ -213,11 +219,14 @@ pub(super) async fn keep_membership(
             }
             None => {}
         }
-        // Also at the start, so that the others let go of connections to the process before this one.
+        // Also at the start, so that the others let go of connections to the process before this one. The replica need not show this
+        // node: what it holds may be older than its joining, and a leader that joined later than that is a stranger to it.
         let is_lost = view.leader.is_none() || !*contact.borrow();
-        if was_member && is_lost && said_hello.is_none_or(|said| said.elapsed() >= UPKEEP_EVERY) {
+        if is_lost && said_hello.is_none_or(|said| said.elapsed() >= UPKEEP_EVERY) {
             said_hello = Some(Instant::now());
-            match enter::hello(&me.transport, &me.current(), me.cluster, &me.voters()).await {
+            let company = me.company(hellos, &members_before);
+            hellos += 1;
+            match enter::hello(&me.transport, &me.current(), me.cluster, &company).await {
                 Err(JoinRefusal::Rejected(Rejection::NodeRemoved)) => {
                     farewell(&me, &membership, &data).await;
                     end_guests(&driver).await;
