@@ -16,7 +16,7 @@ pub(super) enum Verb {
   blixard cluster status
   blixard cluster status --addr ./data1/node-1-registry.json
   blixard cluster status --stale        ask though there is no leader
-  blixard cluster status -o json")]
+  blixard cluster status -o name        the numbers of the nodes")]
     Status {
         /// Show what the asked node last knew, without asking the leader whether that is current.
         #[arg(long)]
@@ -76,7 +76,8 @@ pub(super) struct Set {
 /// What to do with tokens.
 #[derive(Debug, Subcommand)]
 pub(super) enum TokenVerb {
-    /// Make a token, and print the ticket that holds its secret. It is shown this once.
+    /// Make a token, and print the ticket that holds its secret. It is shown this once, and not with `-o name`, which prints
+    /// the token's id.
     #[command(after_help = "Examples:
   blixard cluster token create                            one node, within an hour
   blixard cluster token create --ttl 7d --uses 20
@@ -114,17 +115,20 @@ pub(super) enum TokenVerb {
 /// Does what was asked for.
 pub(super) async fn run(node: NodeAddress, verb: Verb) -> anyhow::Result<()> {
     node.ask(async |client| match verb {
-        Verb::Status { stale, output } => output.show(&client.cluster(stale).await?, status_text),
+        Verb::Status { stale, output } => {
+            let view = client.cluster(stale).await?;
+            output.show(&view, status_text, |view| view.nodes.iter().map(|node| node.id).collect())
+        }
         Verb::Set(set) => change_settings(client, set).await,
         Verb::Leave { force, output } => {
             let node = client.leave(force).await?;
             let answer = serde_json::json!({ "left": node });
-            output.show(&answer, |_| format!("node {node} has left the cluster and stops\n"))
+            output.show(&answer, |_| format!("node {node} has left the cluster and stops\n"), |_| vec![node])
         }
         Verb::Remove { node, force, output } => {
             client.remove_node(node, force).await?;
             let answer = serde_json::json!({ "removed": node });
-            output.show(&answer, |_| format!("node {node} is removed from the cluster\n"))
+            output.show(&answer, |_| format!("node {node} is removed from the cluster\n"), |_| vec![node])
         }
         Verb::Token(verb) => run_token(client, verb).await,
     })
@@ -136,7 +140,11 @@ async fn change_settings(client: &Client, set: Set) -> anyhow::Result<()> {
     settings.voters = set.voters.unwrap_or(settings.voters);
     settings.copies = set.copies.unwrap_or(settings.copies);
     let view = client.change_settings(&settings).await?;
-    set.output.show(&view, |view| format!("the cluster now has {}\n", settings_text(view)))
+    set.output.show(
+        &view,
+        |view| format!("the cluster now has {}\n", settings_text(view)),
+        |view| vec![view.cluster_id],
+    )
 }
 
 async fn run_token(client: &Client, verb: TokenVerb) -> anyhow::Result<()> {
@@ -145,7 +153,11 @@ async fn run_token(client: &Client, verb: TokenVerb) -> anyhow::Result<()> {
             let ttl_ms = ttl.map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
             let created = client.create_token(&CreateToken { ttl_ms, uses }).await?;
             // The ticket stands alone on standard output, for `--join $(...)`; what it is good for goes beside it.
-            output.show(&created, |created| format!("{}\n", output::clean(&created.ticket)))?;
+            output.show(
+                &created,
+                |created| format!("{}\n", output::clean(&created.ticket)),
+                |created| vec![created.token.id],
+            )?;
             let nodes = match uses {
                 None => "any number of nodes".to_owned(),
                 Some(1) => "one node".to_owned(),
@@ -158,10 +170,13 @@ async fn run_token(client: &Client, verb: TokenVerb) -> anyhow::Result<()> {
             ));
             Ok(())
         }
-        TokenVerb::List { output } => output.show(&client.tokens().await?, |tokens| tokens_text(tokens)),
+        TokenVerb::List { output } => {
+            let ids = |tokens: &Vec<TokenView>| tokens.iter().map(|token| token.id).collect();
+            output.show(&client.tokens().await?, |tokens| tokens_text(tokens), ids)
+        }
         TokenVerb::Revoke { id, output } => {
             client.revoke_token(id).await?;
-            output.show(&serde_json::json!({ "revoked": id }), |_| format!("token {id} is revoked\n"))
+            output.show(&serde_json::json!({ "revoked": id }), |_| format!("token {id} is revoked\n"), |_| vec![id])
         }
     }
 }

@@ -147,13 +147,14 @@ pub(super) fn run(verb: Verb) -> anyhow::Result<()> {
     let Verb::Show { settings, output } = verb;
     let layers = settings.layers()?;
     let shown = shown(&layers)?;
-    output.show(&shown, |shown| {
+    let text = |shown: &Vec<Setting>| {
         let mut table = Table::new(&["SETTING", "VALUE", "ORIGIN"]);
         for setting in shown {
             table.row([&setting.key, &setting.value, &setting.origin]);
         }
         table.render()
-    })?;
+    };
+    output.show(&shown, text, |shown| shown.iter().map(|setting| setting.key).collect())?;
     // A node needs a number, but nobody need give one to look at the rest.
     if layers.effective().any(|(key, ..)| key == "id") {
         resolve(&layers)?;

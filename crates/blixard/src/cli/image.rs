@@ -25,7 +25,7 @@ pub(super) enum Verb {
     /// List the images.
     #[command(after_help = "Examples:
   blixard image list
-  blixard image list -o json")]
+  blixard image list -o yaml")]
     List {
         #[command(flatten)]
         output: Output,
@@ -122,15 +122,17 @@ pub(super) async fn run(node: NodeAddress, verb: Verb) -> anyhow::Result<()> {
     match verb {
         Verb::Import(import) => import_image(node, import).await,
         Verb::List { output } => {
-            node.ask(async |client| output.show(&client.images().await?, |images| images_text(images))).await
+            let names = |images: &Vec<ImageView>| images.iter().map(|image| image.name.clone()).collect();
+            node.ask(async |client| output.show(&client.images().await?, |images| images_text(images), names)).await
         }
         Verb::Show { name, output } => {
-            node.ask(async |client| output.show(&client.image(&name).await?, image_text)).await
+            node.ask(async |client| output.show(&client.image(&name).await?, image_text, name_of)).await
         }
         Verb::Delete { name, output } => {
             node.ask(async |client| {
                 client.delete_image(&name).await?;
-                output.show(&serde_json::json!({ "deleted": name }), |_| format!("image {name} is deleted\n"))
+                let answer = serde_json::json!({ "deleted": name });
+                output.show(&answer, |_| format!("image {name} is deleted\n"), |_| vec![name.clone()])
             })
             .await
         }
@@ -170,10 +172,11 @@ async fn import_image(node: NodeAddress, import: Import) -> anyhow::Result<()> {
         line.set(&format!("the node looks into image {name}"));
         let image = client.add_image(&AddImage { name, source }).await?;
         drop(line);
-        output.show(&image, |image| {
+        let text = |image: &ImageView| {
             let (kind, size) = (kind_word(image.kind), output::bytes(image.bytes));
             format!("image {} is imported: {kind}, {size}, id {}\n", image.name, image.id.short())
-        })
+        };
+        output.show(&image, text, name_of)
     })
     .await
 }
@@ -224,6 +227,10 @@ fn parts(manifest: &Manifest) -> Vec<(PartName, Part)> {
             [Some((PartName::Kernel, *kernel)), initrd, root].into_iter().flatten().collect()
         }
     }
+}
+
+fn name_of(image: &ImageView) -> Vec<ImageName> {
+    vec![image.name.clone()]
 }
 
 fn kind_word(kind: ImageKind) -> &'static str {

@@ -143,6 +143,25 @@ mod tests {
         }
     }
 
+    /// What gives no answer that could be written in another way: it runs on, passes bytes through, or draws a terminal.
+    const WITHOUT_FORMAT: &[&str] =
+        &["blixard guard", "blixard image export", "blixard node", "blixard vm console", "blixard vm logs"];
+
+    #[test]
+    fn every_answer_comes_in_the_same_formats() {
+        visit(&Cli::command(), "blixard", &|command, path| {
+            let is_group = command.get_subcommands().next().is_some();
+            let format = command.get_arguments().find(|argument| argument.get_id() == "format");
+            let Some(format) = format else {
+                return assert!(is_group || WITHOUT_FORMAT.contains(&path), "{path} has no -o FORMAT");
+            };
+            assert!(!is_group && !WITHOUT_FORMAT.contains(&path), "{path} has -o FORMAT");
+            assert_eq!((format.get_short(), format.get_long()), (Some('o'), Some("output")), "{path}");
+            let values: Vec<_> = format.get_possible_values().iter().map(|value| value.get_name().to_owned()).collect();
+            assert_eq!(values, ["table", "json", "yaml", "name"], "{path}");
+        });
+    }
+
     #[test]
     fn every_flag_has_a_sentence() {
         visit(&Cli::command(), "blixard", &|command, path| {

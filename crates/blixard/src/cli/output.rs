@@ -1,11 +1,15 @@
-//! What people and scripts read: tables, JSON, and the one place that writes to standard output and standard error.
+//! What people and scripts read: tables, JSON, YAML and names, and the one place that writes to standard output and standard
+//! error.
 //!
-//! No colours are used, so there is nothing for `NO_COLOR` to turn off here.
+//! Colours are for terminals only, and for none on which `NO_COLOR` is set: what goes to a file or a program is plain text.
 
 use std::fmt::Write as _;
 use std::io::{self, ErrorKind, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use anstream::{AutoStream, ColorChoice};
+use anstyle::{AnsiColor, Style};
 use anyhow::Context;
 use blixard_core::UnixMs;
 use clap::{Args, ValueEnum};
@@ -15,6 +19,13 @@ use crate::failure::OutputClosed;
 
 /// Between two columns.
 const GAP: &str = "  ";
+/// The column whose words are coloured by what they mean for the reader.
+const STATE_COLUMN: &str = "STATE";
+/// Heads of tables and the words that name an error, so that they stand out.
+const BOLD: Style = Style::new().bold();
+
+/// Whether tables are coloured. Nothing is until a result is to be shown on a terminal.
+static IS_COLOURED: AtomicBool = AtomicBool::new(false);
 
 /// How a command's result is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -23,28 +34,63 @@ pub(super) enum OutputFormat {
     Table,
     /// For programs: the views of the control API as they are.
     Json,
+    /// The same, as YAML.
+    Yaml,
+    /// Only the name or id of each thing, one a line.
+    Name,
 }
 
 /// The flag that chooses how a result is written.
 #[derive(Debug, Clone, Copy, Args)]
 pub(super) struct Output {
-    /// How to write the result: a table for people, or JSON for programs.
+    /// How to write the result: a table for people, JSON or YAML for programs, or only names, one a line.
     #[arg(short = 'o', long = "output", value_name = "FORMAT", value_enum, default_value_t = OutputFormat::Table)]
     format: OutputFormat,
 }
 
 impl Output {
-    /// Writes a result as JSON, or as the text that `table` makes of it.
-    pub(super) fn show<T: Serialize>(self, result: &T, table: impl FnOnce(&T) -> String) -> anyhow::Result<()> {
-        match self.format {
-            OutputFormat::Table => print(table(result).as_bytes()),
-            OutputFormat::Json => {
-                let mut text = serde_json::to_string_pretty(result).context("encode the answer as JSON")?;
-                text.push('\n');
-                print(text.as_bytes())
+    /// Writes a result as JSON or YAML, as the text that `table` makes of it, or as the names that `names` finds in it.
+    pub(super) fn show<T: Serialize, N: ToString>(
+        self,
+        result: &T,
+        table: impl FnOnce(&T) -> String,
+        names: impl FnOnce(&T) -> Vec<N>,
+    ) -> anyhow::Result<()> {
+        let text = match self.format {
+            OutputFormat::Table => {
+                let is_coloured = AutoStream::choice(&io::stdout()) != ColorChoice::Never;
+                IS_COLOURED.store(is_coloured, Ordering::Relaxed);
+                table(result)
             }
-        }
+            OutputFormat::Json => serde_json::to_string_pretty(result).context("encode the answer as JSON")? + "\n",
+            OutputFormat::Yaml => yaml(result)?,
+            OutputFormat::Name => names(result).iter().map(|name| clean(&name.to_string()) + "\n").collect(),
+        };
+        print(text.as_bytes())
     }
+}
+
+/// A result as YAML, with the same names and values as its JSON.
+fn yaml(result: &impl Serialize) -> anyhow::Result<String> {
+    // By way of JSON, because that is what the contract says: no enum is to look different here.
+    let value = serde_json::to_value(result).context("encode the answer")?;
+    serde_saphyr::to_string(&value).context("encode the answer as YAML")
+}
+
+/// A word in a style, where `is_coloured`.
+fn styled(word: &str, style: Style, is_coloured: bool) -> String {
+    if is_coloured { format!("{style}{word}{style:#}") } else { word.to_owned() }
+}
+
+/// What a state means to whoever looks for trouble; nothing where it is neither good nor bad.
+fn style_of_state(state: &str) -> Option<Style> {
+    let colour = match state {
+        "ready" | "running" | "valid" => AnsiColor::Green,
+        "failed" | "unreachable" => AnsiColor::Red,
+        "pending" | "preparing" | "joining" | "stopping" | "deleting" | "unknown" => AnsiColor::Yellow,
+        _ => return None,
+    };
+    Some(colour.on_default())
 }
 
 /// Writes to standard output.
@@ -69,11 +115,14 @@ pub(super) fn note(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
-/// Writes why the program failed, and what to do, to standard error.
+/// Writes why the program failed, and what to do, to standard error: as text whatever the format of results is, so that
+/// whoever reads a log sees words. Programs have the exit code.
 pub(crate) fn report(error: &anyhow::Error, next_step: Option<&str>) {
-    note(&format!("error: {}", clean(&format!("{error:#}"))));
+    let is_coloured = AutoStream::choice(&io::stderr()) != ColorChoice::Never;
+    let label = |word, colour: AnsiColor| styled(word, colour.on_default().bold(), is_coloured);
+    note(&format!("{} {}", label("error:", AnsiColor::Red), clean(&format!("{error:#}"))));
     if let Some(next_step) = next_step {
-        note(&format!("next:  {next_step}"));
+        note(&format!("{}  {next_step}", label("next:", AnsiColor::Cyan)));
     }
 }
 
@@ -97,17 +146,18 @@ pub(super) fn clean(text: &str) -> String {
 #[derive(Debug)]
 pub(super) struct Table {
     rows: Vec<Vec<String>>,
+    has_head: bool,
 }
 
 impl Table {
     /// A table with a head.
     pub(super) fn new(head: &[&str]) -> Self {
-        Self { rows: vec![head.iter().map(ToString::to_string).collect()] }
+        Self { rows: vec![head.iter().map(ToString::to_string).collect()], has_head: true }
     }
 
     /// A table of names and values.
     pub(super) fn of_pairs() -> Self {
-        Self { rows: Vec::new() }
+        Self { rows: Vec::new(), has_head: false }
     }
 
     /// Adds a row. Its cells may come from anywhere: they are cleaned. An empty cell shows as `-`.
@@ -121,17 +171,34 @@ impl Table {
 
     /// The lines of the table.
     pub(super) fn render(&self) -> String {
+        self.render_with(IS_COLOURED.load(Ordering::Relaxed))
+    }
+
+    fn render_with(&self, is_coloured: bool) -> String {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let width =
             |column: usize| self.rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
         let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
-        let mut text = String::new();
-        for row in &self.rows {
-            let mut line = String::new();
-            for (cell, width) in row.iter().zip(&widths) {
-                write!(line, "{cell:width$}{GAP}").expect("writing to a string does not fail");
+        let style = |row: usize, column: usize, cell: &str| match row {
+            0 if self.has_head => Some(BOLD),
+            _ if self.has_head && self.rows[0].get(column).is_some_and(|head| head == STATE_COLUMN) => {
+                style_of_state(cell)
             }
-            text.push_str(line.trim_end());
+            _ => None,
+        };
+        let mut text = String::new();
+        for (at, row) in self.rows.iter().enumerate() {
+            for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
+                match style(at, column, cell) {
+                    Some(style) => text.push_str(&styled(cell, style, is_coloured)),
+                    None => text.push_str(cell),
+                }
+                // Nothing follows the last cell, so that no line ends in blanks.
+                if column + 1 < row.len() {
+                    let blanks = width - cell.chars().count();
+                    write!(text, "{:blanks$}{GAP}", "").expect("writing to a string does not fail");
+                }
+            }
             text.push('\n');
         }
         text
@@ -207,6 +274,106 @@ mod tests {
         table.row([&"größer", &""]);
         assert_eq!(table.render(), "NAME    STATE\na       running\ngrößer  -\n");
         assert_eq!(Table::of_pairs().render(), "");
+    }
+
+    #[test]
+    fn colours_mean_something_and_move_nothing() {
+        let mut table = Table::new(&["NAME", "STATE", "AGE"]);
+        table.row([&"running", &"failed", &"1d"]);
+        table.row([&"b", &"stopped", &"2d"]);
+        let (plain, coloured) = (table.render_with(false), table.render_with(true));
+        assert_eq!(plain, "NAME     STATE    AGE\nrunning  failed   1d\nb        stopped  2d\n");
+        assert_eq!(anstream::adapter::strip_str(&coloured).to_string(), plain);
+        assert!(coloured.contains("\nrunning  \x1b[31mfailed\x1b[0m   1d\nb        stopped  2d\n"), "{coloured:?}");
+        assert_eq!(table.render(), plain, "nothing is coloured before a terminal is known to be there");
+    }
+
+    /// What another parser reads in our YAML, as JSON.
+    fn read_back(text: &str) -> serde_json::Value {
+        fn value(node: &yaml_rust2::Yaml) -> serde_json::Value {
+            use yaml_rust2::Yaml;
+            match node {
+                Yaml::Null => serde_json::Value::Null,
+                Yaml::Boolean(flag) => (*flag).into(),
+                Yaml::Integer(number) => (*number).into(),
+                Yaml::Real(number) => number.parse::<f64>().expect("a number").into(),
+                Yaml::String(text) => text.as_str().into(),
+                Yaml::Array(items) => items.iter().map(value).collect(),
+                Yaml::Hash(pairs) => {
+                    let pair = |(key, item): (&Yaml, &Yaml)| (key.as_str().expect("a name").to_owned(), value(item));
+                    serde_json::Value::Object(pairs.iter().map(pair).collect())
+                }
+                other => panic!("{other:?} is nothing that JSON has"),
+            }
+        }
+        let documents = yaml_rust2::YamlLoader::load_from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"));
+        assert_eq!(documents.len(), 1, "{text}");
+        value(&documents[0])
+    }
+
+    #[test]
+    fn yaml_says_what_json_says() {
+        // Texts that a careless writer leaves bare, and a reader takes for something else.
+        let tricky = [
+            "",
+            " ",
+            "no",
+            "Yes",
+            "on",
+            "off",
+            "true",
+            "null",
+            "~",
+            "-",
+            "- a",
+            "0",
+            "007",
+            "0x1f",
+            "1e3",
+            "1_000",
+            ".5",
+            ".inf",
+            "1:30",
+            "2024-01-01",
+            "a: b",
+            "a #b",
+            "#",
+            "key:",
+            "? x",
+            "[a",
+            "{a",
+            "*a",
+            "&a",
+            "!a",
+            "%a",
+            "@a",
+            "`a",
+            "'",
+            "\"",
+            "\\",
+            "a\nb",
+            "a\n",
+            "\n",
+            "\ttab",
+            "tail ",
+            "\u{1b}[31m",
+            "\u{202e}",
+            "größer",
+            "<<",
+            "=",
+            "0202020202020202020202020202020202020202020202020202020202020202",
+            "|",
+            ">",
+            "--- x",
+            "...",
+        ];
+        let value = serde_json::json!({
+            "texts": tricky.as_slice(),
+            "keys": tricky.iter().map(|key| ((*key).to_owned(), 1.into())).collect::<serde_json::Map<_, _>>(),
+            "numbers": [0, -1, u64::from(u32::MAX), i64::MAX],
+            "others": [null, true, false, [], {}, [[]], [{}], [[1, [2]], {"a": {"b": []}}]],
+        });
+        assert_eq!(read_back(&yaml(&value).expect("it can be encoded")), value);
     }
 
     #[test]

@@ -110,7 +110,7 @@ fn wrong_values_are_named_with_a_right_one() {
         (&node, "--config", "missing.toml", "missing.toml"),
         (&node, "--addr", "127.0.0.1:1", "asks none"),
         (&["config", "show"], "--id", "0", "1 or higher"),
-        (&["cluster", "status"], "-o", "yaml", "table"),
+        (&["cluster", "status"], "-o", "xml", "table, json, yaml, name"),
         (&["cluster", "status"], "--addr", "here", "HOST:PORT"),
         (&["cluster", "set"], "--voters", "many", "invalid"),
         (&["cluster", "set"], "--copies", "0", "0 is not in 1.."),

@@ -7,6 +7,7 @@ mod console;
 mod flags;
 mod images;
 mod nodes;
+mod output;
 #[path = "../program/mod.rs"]
 #[allow(dead_code, reason = "each test program uses its own part of it")]
 mod program;

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Instant;
 
@@ -23,9 +23,13 @@ pub(crate) struct Session {
 
 impl Session {
     pub(crate) fn start(bench: &Bench, arguments: &[&str]) -> Self {
+        Self::start_command(bench.command(arguments))
+    }
+
+    pub(crate) fn start_command(mut command: Command) -> Self {
         let pty = openpty(None, None).unwrap();
         let stdio = || Stdio::from(pty.slave.try_clone().unwrap());
-        let child = bench.command(arguments).stdin(stdio()).stdout(stdio()).stderr(stdio()).spawn().unwrap();
+        let child = command.stdin(stdio()).stdout(stdio()).stderr(stdio()).spawn().unwrap();
         let mut reader = File::from(pty.master.try_clone().unwrap());
         let (send, output) = mpsc::channel();
         std::thread::spawn(move || {

@@ -10,9 +10,9 @@ mod wait;
 
 use std::time::Duration;
 
-use blixard_core::VmName;
 use blixard_core::limits::STOP_TIMEOUT_MS_DEFAULT;
-use blixard_node::api::{Client, StopVm, VmView};
+use blixard_core::{NodeId, VmName};
+use blixard_node::api::{Client, ExplainView, StopVm, VmView};
 use clap::{Args, Subcommand};
 
 use super::connect::NodeAddress;
@@ -94,7 +94,8 @@ pub(super) enum Verb {
     },
     /// Explain for each node why the vm is there, could be there, or could not.
     #[command(after_help = "Examples:
-  blixard vm explain web")]
+  blixard vm explain web
+  blixard vm explain web -o name      the nodes that it fits on")]
     Explain {
         #[command(flatten)]
         vm: Named,
@@ -104,7 +105,8 @@ pub(super) enum Verb {
     /// List the vms.
     #[command(after_help = "Examples:
   blixard vm list
-  blixard vm list --stale -o json")]
+  blixard vm list --stale -o json
+  blixard vm list -o name | xargs -n 1 blixard vm stop")]
     List {
         /// Show what the asked node last knew, without asking the leader whether that is current.
         #[arg(long)]
@@ -214,29 +216,40 @@ pub(super) async fn run(node: NodeAddress, verb: Verb) -> anyhow::Result<()> {
             node.ask(async |client| delete(client, &vm.name, waiting, output).await).await
         }
         Verb::Status { vm, output } => {
-            node.ask(async |client| output.show(&client.vm(&vm.name).await?, text::status)).await
+            node.ask(async |client| output.show(&client.vm(&vm.name).await?, text::status, name_of)).await
         }
         Verb::Explain { vm, output } => {
-            node.ask(async |client| output.show(&client.explain_vm(&vm.name).await?, text::explain)).await
+            node.ask(async |client| output.show(&client.explain_vm(&vm.name).await?, text::explain, fitting)).await
         }
         Verb::List { stale, output } => {
-            node.ask(async |client| output.show(&client.vms(stale).await?, |vms| text::list(vms))).await
+            let names = |vms: &Vec<VmView>| vms.iter().map(|vm| vm.name.clone()).collect();
+            node.ask(async |client| output.show(&client.vms(stale).await?, |vms| text::list(vms), names)).await
         }
         Verb::Logs(logs) => node.ask(async |client| logs::run(client, logs).await).await,
         Verb::Console { vm } => node.ask(async |client| console::run(client, &vm.name).await).await,
     }
 }
 
+fn name_of(view: &VmView) -> Vec<VmName> {
+    vec![view.name.clone()]
+}
+
+/// The nodes on which the vm is or could be.
+fn fitting(view: &ExplainView) -> Vec<NodeId> {
+    view.verdicts.iter().filter(|verdict| verdict.fits).map(|verdict| verdict.node).collect()
+}
+
 /// Waits, if that is wanted, for what `view` was asked to become, and shows what became of it.
 async fn outcome(client: &Client, view: VmView, limit: Option<Duration>, output: Output) -> anyhow::Result<()> {
     let Some(limit) = limit else {
-        return output.show(&view, |view| {
+        let text = |view: &VmView| {
             format!("vm {}: the request is accepted; `blixard vm status {}` shows how it goes\n", view.name, view.name)
-        });
+        };
+        return output.show(&view, text, name_of);
     };
     let wait = Wait { name: view.name.clone(), id: view.id, goal: Goal::Settled(view.desired), limit };
     match wait.run(client).await? {
-        Some(view) => output.show(&view, text::outcome),
+        Some(view) => output.show(&view, text::outcome, name_of),
         None => Ok(()),
     }
 }
@@ -247,10 +260,11 @@ async fn delete(client: &Client, name: &VmName, waiting: Waiting, output: Output
     client.delete_vm(name).await?;
     let Some(limit) = waiting.limit() else {
         let answer = serde_json::json!({ "deleting": name });
-        return output.show(&answer, |_| format!("vm {name}: it is being deleted\n"));
+        return output.show(&answer, |_| format!("vm {name}: it is being deleted\n"), |_| vec![name]);
     };
     Wait { name: name.clone(), id, goal: Goal::Gone, limit }.run(client).await?;
-    output.show(&serde_json::json!({ "deleted": name }), |_| format!("vm {name} is deleted\n"))
+    let answer = serde_json::json!({ "deleted": name });
+    output.show(&answer, |_| format!("vm {name} is deleted\n"), |_| vec![name])
 }
 
 #[cfg(test)]
