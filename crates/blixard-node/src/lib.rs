@@ -14,6 +14,7 @@ mod images;
 mod leader;
 mod node;
 mod raft;
+mod runtime;
 mod transfers;
 pub mod transport;
 pub mod user;

@@ -20,12 +20,13 @@ const ROOMS: &[(&str, &[&str])] = &[
     // Plain values, the reading of a clock, and numbers that rise: they know nobody.
     ("config", &[]),
     ("clock", &[]),
+    ("runtime", &[]),
     ("counters", &[]),
     // A user's own keys and tickets, for clients as much as for nodes.
     ("user", &["transport"]),
 ];
 /// Used by every room.
-const FOR_ALL: &[&str] = &["config", "clock", "counters"];
+const FOR_ALL: &[&str] = &["config", "clock", "counters", "runtime"];
 /// Knows everybody, and is used by nobody but the crate's root.
 const COMPOSITION_ROOT: &str = "node";
 

@@ -6,13 +6,14 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use blixard_core::{Actor, COPY_LOST_AFTER_MS, Change, Command, HEALTHY_WITHIN_MS, MembershipStep, NodeId, RaftView};
 
 use crate::clock;
 use crate::raft::{GroupView, Raft};
+use crate::runtime::{self, Instant};
 
 /// How often the leader looks when nothing tells it to: who has gone quiet is seen only by looking.
 const TICK: Duration = Duration::from_millis(250);
@@ -60,7 +61,7 @@ pub(crate) async fn run(raft: Raft, failures: Arc<crate::counters::Counters>) {
             tracing::info!(leader = ?view.leader.map(|leader| leader.0), "this node does not lead any more");
         }
         // Whichever comes first; a closed watch means that Raft has stopped, and the tick goes on harmlessly.
-        let _ = tokio::time::timeout(TICK, applied.changed()).await;
+        let _ = runtime::timeout(TICK, applied.changed()).await;
     }
 }
 

@@ -8,16 +8,17 @@ use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, RwLock, Weak, mpsc};
+use std::path::PathBuf;
+use std::sync::{Arc, RwLock, Weak};
 
 use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{EntryPayload, OptionalSend, RaftLogReader};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use super::group::{Entry, Group, LogId, Vote, storage_error};
+use crate::runtime;
 
 const ENTRIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("entries");
 const MARKS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("marks");
@@ -59,7 +60,7 @@ enum Order {
 #[derive(Clone)]
 pub(super) struct LogStore {
     memory: Arc<RwLock<Memory>>,
-    orders: mpsc::Sender<Order>,
+    orders: mpsc::UnboundedSender<Order>,
     held: Weak<()>,
 }
 
@@ -68,22 +69,16 @@ fn encode<T: serde::Serialize>(value: &T) -> Vec<u8> {
 }
 
 impl LogStore {
-    /// Opens the log, or makes an empty one.
-    pub(super) fn open(path: PathBuf) -> io::Result<Self> {
+    /// Takes up the log in a database, or begins one. `path` names it to people.
+    pub(super) fn open(db: Database, path: PathBuf) -> io::Result<Self> {
         let fail = |error: &dyn std::fmt::Display| storage_error(&path, "open the Raft log", error);
-        let db = Database::create(&path).map_err(|error| fail(&error))?;
         let memory = load(&db).map_err(|error| fail(&error))?;
         let memory = Arc::new(RwLock::new(memory));
-        let (orders, queue) = mpsc::channel();
-        let shared = memory.clone();
+        let (orders, queue) = mpsc::unbounded_channel();
         let holding = Arc::new(());
         let held = Arc::downgrade(&holding);
-        std::thread::Builder::new().name("raft-log".into()).spawn(move || {
-            write_loop(&path, &db, &queue, &shared);
-            drop(db);
-            // Now the file is closed.
-            drop(holding);
-        })?;
+        let writer = Writer { db, path, memory: memory.clone(), _holding: holding };
+        runtime::work_off("raft-log", queue, BATCH_MAX, move |batch: &[Order]| writer.write(batch), answer)?;
         Ok(Self { memory, orders, held })
     }
 
@@ -149,32 +144,40 @@ fn load(db: &Database) -> Result<Memory, Box<dyn std::error::Error>> {
     Ok(memory)
 }
 
-fn write_loop(path: &Path, db: &Database, queue: &mpsc::Receiver<Order>, memory: &RwLock<Memory>) {
-    let mut batch = Vec::new();
-    while let Ok(first) = queue.recv() {
-        batch.push(first);
-        while batch.len() < BATCH_MAX {
-            let Ok(next) = queue.try_recv() else { break };
-            batch.push(next);
-        }
+/// The one hand that writes the file.
+struct Writer {
+    db: Database,
+    path: PathBuf,
+    memory: Arc<RwLock<Memory>>,
+    // After the database, so that the file is closed when it is gone.
+    _holding: Arc<()>,
+}
+
+impl Writer {
+    fn write(&self, batch: &[Order]) -> io::Result<()> {
         // It may be ahead of the entries in this batch; `load` forgets it then.
-        let committed = memory.read().expect("no holder of this lock panics").committed;
-        let result = write_batch(db, &batch, committed).map_err(|error| storage_error(path, "write", error));
+        let committed = self.memory.read().expect("no holder of this lock panics").committed;
+        let result = write_batch(&self.db, batch, committed).map_err(|error| storage_error(&self.path, "write", error));
         if let Err(error) = &result {
             tracing::error!(%error, "the Raft log cannot be written: this node stops taking part");
         }
-        for order in batch.drain(..) {
-            // An error is answered to each order; io::Error cannot be cloned.
-            let answer = match &result {
-                Ok(()) => Ok(()),
-                Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
-            };
-            match order {
-                Order::Append(_, flushed) => flushed.io_completed(answer),
-                Order::Mark(_, _, done) | Order::Truncate { done, .. } | Order::Purge { done, .. } => {
-                    // Whoever ordered it may have given up; the work is done all the same.
-                    let _ = done.send(answer);
-                }
+        result
+    }
+}
+
+/// Tells whoever waits for a batch what became of it.
+fn answer(batch: Vec<Order>, result: io::Result<()>) {
+    for order in batch {
+        // An error is answered to each order; io::Error cannot be cloned.
+        let answer = match &result {
+            Ok(()) => Ok(()),
+            Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
+        };
+        match order {
+            Order::Append(_, flushed) => flushed.io_completed(answer),
+            Order::Mark(_, _, done) | Order::Truncate { done, .. } | Order::Purge { done, .. } => {
+                // Whoever ordered it may have given up; the work is done all the same.
+                let _ = done.send(answer);
             }
         }
     }
@@ -327,6 +330,8 @@ impl RaftLogStorage<Group> for LogStore {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::path::Path;
+
     use openraft::StorageError;
     use openraft::testing::log::{StoreBuilder, Suite};
     use tempfile::TempDir;
@@ -336,11 +341,16 @@ mod tests {
 
     struct InTempDir;
 
+    fn open(path: &Path) -> LogStore {
+        LogStore::open(Database::create(path).unwrap(), path.into()).unwrap()
+    }
+
     impl StoreBuilder<Group, LogStore, Machine, TempDir> for InTempDir {
         async fn build(&self) -> Result<(TempDir, LogStore, Machine), StorageError<Group>> {
             let dir = tempfile::tempdir().unwrap();
-            let log = LogStore::open(dir.path().join("log.redb")).unwrap();
-            let machine = Machine::open(dir.path().join("state.redb")).unwrap();
+            let log = open(&dir.path().join("log.redb"));
+            let path = dir.path().join("state.redb");
+            let machine = Machine::open(Database::create(&path).unwrap(), path).unwrap();
             Ok((dir, log, machine))
         }
     }
@@ -355,7 +365,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log.redb");
         let ahead = LogId::new(openraft::vote::leader_id_std::CommittedLeaderId::new(1), 7);
-        let mut log = LogStore::open(path.clone()).unwrap();
+        let mut log = open(&path);
         log.save_committed(Some(ahead)).await.unwrap();
         // Goes to disk with the next order of any kind.
         log.save_vote(&Vote::new(1, 1)).await.unwrap();
@@ -364,7 +374,7 @@ mod tests {
         while held.strong_count() > 0 {
             tokio::task::yield_now().await;
         }
-        let mut log = LogStore::open(path).unwrap();
+        let mut log = open(&path);
         assert_eq!(log.read_vote().await.unwrap(), Some(Vote::new(1, 1)));
         assert_eq!(log.read_committed().await.unwrap(), None);
     }

@@ -12,9 +12,9 @@ use futures::{Stream, TryStreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
-use tokio::sync::watch;
 
 use super::group::{Applied, Group, LogId, Snapshot, SnapshotMeta, StoredMembership, storage_error};
+use crate::runtime::{self, watch};
 
 const SNAPSHOT: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("snapshot");
 const META: &str = "meta";
@@ -42,10 +42,9 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    /// Opens the snapshot store and takes up the last snapshot.
-    pub(super) fn open(path: PathBuf) -> io::Result<Self> {
+    /// Takes up the last snapshot of a store. `path` names it to people.
+    pub(super) fn open(db: Database, path: PathBuf) -> io::Result<Self> {
         let fail = |error: &dyn std::fmt::Display| storage_error(&path, "open the state store", error);
-        let db = Database::create(&path).map_err(|error| fail(&error))?;
         let mut state = State::default();
         let mut progress = Progress::default();
         if let Some((meta, bytes)) = read_snapshot(&db).map_err(|error| fail(&error))? {
@@ -106,7 +105,7 @@ impl Machine {
             txn.commit()?;
             Ok::<_, redb::Error>(())
         };
-        let written = tokio::task::spawn_blocking(write).await.map_err(io::Error::other)?;
+        let written = runtime::blocking(write).await?;
         written.map_err(|error| storage_error(&path, "write a snapshot to", error))
     }
 }

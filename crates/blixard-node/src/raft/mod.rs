@@ -5,10 +5,12 @@
 //! reaches a follower is forwarded; it succeeds or fails, and is never dropped. It is stopped by [`Raft::shutdown`].
 
 mod group;
+mod link;
 mod log;
 mod machine;
 mod network;
 mod server;
+mod view;
 mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,14 +22,20 @@ use anyhow::Context;
 use blixard_core::{Command, EndpointId, NodeId, Outcome, State};
 use bytes::Bytes;
 use openraft::async_runtime::WatchReceiver;
+use openraft::storage::RaftLogStorage;
 use openraft::{ChangeMembers, Instant as _, ServerState, SnapshotPolicy};
-use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use redb::Database;
 
 use crate::config::RaftConfig;
+use crate::runtime::{self, Instant, watch};
 use crate::transport::{Handler, Transport};
+use group::{Group, storage_error};
+use link::Link;
+use log::LogStore;
 use machine::{Machine, OpenRaft};
 use network::AskError;
+pub(crate) use view::GroupView;
+pub use view::Role;
 use wire::{Forwarded, Request};
 
 /// How long a proposal or a linearizable read looks for a leader and waits for its answer.
@@ -66,84 +74,21 @@ pub enum ConsensusError {
     },
 }
 
-/// A node's part in the group.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// It decides.
-    Leader,
-    /// It votes.
-    Voter,
-    /// It holds a replica and does not vote.
-    Learner,
-}
-
-/// What this node's Raft knows of the group now.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct GroupView {
-    /// The node that looks.
-    pub node: NodeId,
-    /// The leader, if one is known.
-    pub leader: Option<NodeId>,
-    /// The term.
-    pub term: u64,
-    /// The voters.
-    pub voters: BTreeSet<NodeId>,
-    /// The learners.
-    pub learners: BTreeSet<NodeId>,
-    /// Milliseconds since each other node last answered this one. Known to the leader alone; nothing for a node that never
-    /// did.
-    pub silent_ms: BTreeMap<NodeId, Option<u64>>,
-    /// How far each other node's log matches the leader's. Known to the leader alone.
-    pub matched: BTreeMap<NodeId, u64>,
-    /// The last index of the log.
-    pub last_log: u64,
-    /// The last index known to be committed.
-    pub committed: u64,
-    /// The last index applied here.
-    pub applied: u64,
-    /// The last index in a snapshot.
-    pub snapshot: u64,
-    /// Why Raft has stopped, if it has.
-    pub stopped: Option<String>,
-}
-
-impl GroupView {
-    /// Whether the node that looks leads.
-    pub(crate) fn is_leader(&self) -> bool {
-        self.leader == Some(self.node)
-    }
-
-    /// Milliseconds since a node last answered the leader that looks, or since that leader took office, `office_ms` ago, when it
-    /// has not yet. Nothing for a node that is not in the group.
-    pub(crate) fn silent_ms(&self, node: NodeId, office_ms: u64) -> Option<u64> {
-        self.silent_ms.get(&node).map(|silent_ms| silent_ms.unwrap_or(office_ms))
-    }
-
-    /// Whether the voters that answer the leader that looks are too few to write anything. One that has not answered yet
-    /// counts: the leader has just been elected.
-    pub(crate) fn lacks_majority(&self, within_ms: u64) -> bool {
-        self.is_leader() && self.heard_from(&self.voters, 0, within_ms).len() <= self.voters.len() / 2
-    }
-
-    /// The members that answered the leader that looks within `within_ms`, the leader among them. One that has not answered
-    /// since the leader took office, `office_ms` ago, counts for as long as the office is younger than that.
-    pub(crate) fn heard_from(&self, members: &BTreeSet<NodeId>, office_ms: u64, within_ms: u64) -> BTreeSet<NodeId> {
-        let heard = |node: &NodeId| {
-            *node == self.node || self.silent_ms(*node, office_ms).is_some_and(|silent_ms| silent_ms <= within_ms)
-        };
-        members.iter().copied().filter(heard).collect()
-    }
-
-    /// A node's part, if it is in the group.
-    pub(crate) fn role(&self, node: NodeId) -> Option<Role> {
-        if self.leader == Some(node) {
-            Some(Role::Leader)
-        } else if self.voters.contains(&node) {
-            Some(Role::Voter)
-        } else {
-            self.learners.contains(&node).then_some(Role::Learner)
-        }
+/// What openraft is told.
+fn settings(config: RaftConfig) -> openraft::Config {
+    openraft::Config {
+        cluster_name: "blixard".into(),
+        heartbeat_interval: config.heartbeat_ms,
+        election_timeout_min: config.election_min_ms,
+        election_timeout_max: config.election_max_ms,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(config.snapshot_entries),
+        max_in_snapshot_log_to_keep: config.keep_entries,
+        max_payload_entries: APPEND_ENTRIES_MAX,
+        // A cut-off voter must not raise terms.
+        enable_pre_vote: Some(true),
+        // A restarted leader that took its old leadership up again broke promises in simulation.
+        enable_leader_restore: Some(false),
+        ..Default::default()
     }
 }
 
@@ -154,7 +99,7 @@ pub(crate) struct Raft {
     raft: OpenRaft,
     machine: Machine,
     held_log: Weak<()>,
-    transport: Transport,
+    link: Arc<dyn Link>,
     heard: server::Heard,
     /// A leader that was silent for so long is none any more.
     silence_max: Duration,
@@ -172,30 +117,34 @@ impl Raft {
         transport: Transport,
     ) -> anyhow::Result<Self> {
         std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
-        let settings = openraft::Config {
-            cluster_name: "blixard".into(),
-            heartbeat_interval: config.heartbeat_ms,
-            election_timeout_min: config.election_min_ms,
-            election_timeout_max: config.election_max_ms,
-            snapshot_policy: SnapshotPolicy::LogsSinceLast(config.snapshot_entries),
-            max_in_snapshot_log_to_keep: config.keep_entries,
-            max_payload_entries: APPEND_ENTRIES_MAX,
-            // A cut-off voter must not raise terms.
-            enable_pre_vote: Some(true),
-            // A restarted leader that took its old leadership up again broke promises in simulation.
-            enable_leader_restore: Some(false),
-            ..Default::default()
+        let open = |name: &str| {
+            let path = dir.join(name);
+            let db = Database::create(&path).map_err(|error| storage_error(&path, "open", error))?;
+            anyhow::Ok((db, path))
         };
-        let settings = settings.validate().context("read the Raft settings")?;
-        let machine = Machine::open(dir.join("state.redb"))?;
-        let log = log::LogStore::open(dir.join("log.redb"))?;
+        let (state, path) = open("state.redb")?;
+        let machine = Machine::open(state, path)?;
+        let (log, path) = open("log.redb")?;
+        let log = LogStore::open(log, path)?;
         let held_log = log.held();
-        let network = network::Network(transport.clone());
-        let raft = OpenRaft::new(node.0, Arc::new(settings), network, log, machine.clone())
+        Self::assemble(node, settings(config), Arc::new(transport), machine, log, held_log).await
+    }
+
+    /// Takes part with stores that are open, over a link of any kind.
+    async fn assemble(
+        node: NodeId,
+        settings: openraft::Config,
+        link: Arc<dyn Link>,
+        machine: Machine,
+        log: impl RaftLogStorage<Group>,
+        held_log: Weak<()>,
+    ) -> anyhow::Result<Self> {
+        let silence_max = Duration::from_millis(settings.election_timeout_max).saturating_mul(SILENT_ELECTIONS_MAX);
+        let settings = Arc::new(settings.validate().context("read the Raft settings")?);
+        let raft = OpenRaft::new(node.0, settings, network::Network(link.clone()), log, machine.clone())
             .await
             .context("start Raft from its log")?;
-        let silence_max = Duration::from_millis(config.election_max_ms).saturating_mul(SILENT_ELECTIONS_MAX);
-        Ok(Self { node, raft, machine, held_log, transport, heard: server::Heard::default(), silence_max })
+        Ok(Self { node, raft, machine, held_log, link, heard: server::Heard::default(), silence_max })
     }
 
     /// The handler of the Raft protocol.
@@ -216,7 +165,7 @@ impl Raft {
     /// # Errors
     /// When this node is part of a group already.
     pub(crate) async fn found(&self) -> anyhow::Result<()> {
-        let member = openraft::BasicNode::new(self.transport.id());
+        let member = openraft::BasicNode::new(self.link.id());
         self.raft.initialize(BTreeMap::from([(self.node.0, member)])).await.context("start a new Raft group")
     }
 
@@ -240,7 +189,7 @@ impl Raft {
         let index = self.with_leader(&Request::ReadIndex, || server::read_index_here(&self.raft)).await?;
         let mut applied = self.machine.watch();
         let caught_up = applied.wait_for(|applied| *applied >= index);
-        match tokio::time::timeout(ANSWER_TIMEOUT, caught_up).await {
+        match runtime::timeout(ANSWER_TIMEOUT, caught_up).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(_)) => Err(ConsensusError::Stopped { reason: "the state machine has ended".into() }),
             Err(_) => {
@@ -255,7 +204,7 @@ impl Raft {
         Here: Fn() -> Fut,
         Fut: Future<Output = Forwarded<T>>,
     {
-        let deadline = tokio::time::Instant::now() + ANSWER_TIMEOUT;
+        let deadline = Instant::now() + ANSWER_TIMEOUT;
         let mut lost = false;
         let mut hint = None;
         let mut reason = String::from("no leader is known");
@@ -272,22 +221,23 @@ impl Raft {
                     let Some(peer) = self.endpoint_of(leader) else {
                         return Err((false, format!("node {leader} leads and is not known here")));
                     };
-                    network::ask::<Forwarded<T>>(&self.transport, peer, request, deadline).await.map_err(|error| {
-                        match error {
+                    network::ask::<Forwarded<T>>(&*self.link, peer, request, deadline).await.map_err(
+                        |error| match error {
                             AskError::NotSent(error) => (false, format!("node {leader} leads: {error}")),
                             AskError::Lost(error) => (true, format!("node {leader} leads: {error}")),
-                        }
-                    })
+                        },
+                    )
                 };
                 // A leader that died answers no more, and its connection takes seconds to time out: whoever has been elected
                 // meanwhile is asked instead.
                 let attempt = async {
                     tokio::select! {
+                        biased;
                         answer = attempt => answer,
                         () = self.another_leads(leader) => Err((true, format!("node {leader} was replaced as leader"))),
                     }
                 };
-                match tokio::time::timeout_at(deadline, attempt).await {
+                match runtime::timeout_at(deadline, attempt).await {
                     Ok(Ok(Forwarded::Done(answer))) => return Ok(answer),
                     Ok(Ok(Forwarded::NotLeader(other))) => {
                         reason = format!("node {leader} does not lead any more");
@@ -311,14 +261,14 @@ impl Raft {
                     }
                 }
             }
-            if tokio::time::Instant::now() + RETRY_WAIT >= deadline {
+            if Instant::now() + RETRY_WAIT >= deadline {
                 return Err(if lost {
                     ConsensusError::Unknown { reason }
                 } else {
                     ConsensusError::NoLeader { reason }
                 });
             }
-            tokio::time::sleep(RETRY_WAIT).await;
+            runtime::sleep(RETRY_WAIT).await;
         }
     }
 

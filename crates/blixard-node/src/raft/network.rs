@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use blixard_core::EndpointId;
@@ -16,12 +17,13 @@ use openraft::raft::{
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use serde::de::DeserializeOwned;
+use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 
 use super::group::{Group, Snapshot, Vote};
+use super::link::{Incoming, Link, Outgoing};
 use super::wire::{KIND_APPEND, KIND_UNARY, Request, decode, put_frame, read_frame};
-use crate::transport::{Protocol, RecvStream, SendStream, Transport, refusal};
+use crate::runtime::{self, Instant};
 
 /// How long a peer may take to take a snapshot in.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(120);
@@ -34,7 +36,7 @@ const IN_FLIGHT_MAX: usize = 4096;
 
 /// Makes a [`Peer`] for each member.
 #[derive(Clone)]
-pub(super) struct Network(pub(super) Transport);
+pub(super) struct Network(pub(super) Arc<dyn Link>);
 
 impl RaftNetworkFactory<Group> for Network {
     type Network = Peer;
@@ -42,39 +44,25 @@ impl RaftNetworkFactory<Group> for Network {
     async fn new_client(&mut self, _: u64, node: &openraft::BasicNode) -> Peer {
         // The membership is written by `super` alone, which puts keys there; another text matches no peer.
         let endpoint = node.addr.parse().unwrap_or(EndpointId([0; 32]));
-        Peer { transport: self.0.clone(), endpoint, stream: None }
+        Peer { link: self.0.clone(), endpoint, stream: None }
     }
 }
 
 struct UnaryStream {
-    send: SendStream,
-    recv: RecvStream,
+    send: Outgoing,
+    recv: Incoming,
     buffer: BytesMut,
 }
 
 /// One peer of this node.
 pub(super) struct Peer {
-    transport: Transport,
+    link: Arc<dyn Link>,
     endpoint: EndpointId,
     stream: Option<UnaryStream>,
 }
 
 fn unreachable<E: std::error::Error + 'static>(error: E) -> RPCError<Group> {
     RPCError::Unreachable(Unreachable::new(&error))
-}
-
-/// Opens a stream of a kind to a peer.
-pub(super) async fn open(transport: &Transport, peer: EndpointId, kind: u8) -> io::Result<(SendStream, RecvStream)> {
-    let connection = transport.connect(peer, Protocol::Raft).await.map_err(io::Error::other)?;
-    let opened = async {
-        let (mut send, recv) = connection.open_bi().await.map_err(io::Error::other)?;
-        send.write_all(&[kind]).await.map_err(io::Error::other)?;
-        Ok((send, recv))
-    };
-    opened.await.map_err(|error: io::Error| match refusal(&connection) {
-        Some(reason) => io::Error::new(io::ErrorKind::PermissionDenied, reason),
-        None => error,
-    })
 }
 
 /// Why a request on a stream of its own has no answer.
@@ -87,12 +75,12 @@ pub(super) enum AskError {
 
 /// One request and its answer, on a stream of their own, which must be open by the deadline.
 pub(super) async fn ask<T: DeserializeOwned>(
-    transport: &Transport,
+    link: &dyn Link,
     peer: EndpointId,
     request: &Request,
     deadline: Instant,
 ) -> Result<T, AskError> {
-    let opened = tokio::time::timeout_at(deadline, open(transport, peer, KIND_UNARY)).await;
+    let opened = runtime::timeout_at(deadline, link.open(peer, KIND_UNARY)).await;
     let opened = opened.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
     let (send, recv) = opened.map_err(AskError::NotSent)?;
     let mut stream = UnaryStream { send, recv, buffer: BytesMut::new() };
@@ -102,8 +90,8 @@ pub(super) async fn ask<T: DeserializeOwned>(
 async fn exchange<T: DeserializeOwned>(stream: &mut UnaryStream, request: &Request, body: &Bytes) -> io::Result<T> {
     let mut out = BytesMut::new();
     put_frame(&mut out, request)?;
-    stream.send.write_all(&out).await.map_err(io::Error::other)?;
-    stream.send.write_all(body).await.map_err(io::Error::other)?;
+    stream.send.write_all(&out).await?;
+    stream.send.write_all(body).await?;
     let answer = read_frame(&mut stream.recv, &mut stream.buffer).await?;
     decode(&answer.ok_or(io::ErrorKind::UnexpectedEof)?)
 }
@@ -117,19 +105,19 @@ impl Peer {
     ) -> Result<T, RPCError<Group>> {
         // Taken out while in use: a request that is dropped half-way takes its stream with it.
         let stream = self.stream.take();
-        let (transport, endpoint) = (&self.transport, self.endpoint);
+        let (link, endpoint) = (&self.link, self.endpoint);
         let attempt = async move {
             let mut stream = match stream {
                 Some(stream) => stream,
                 None => {
-                    let (send, recv) = open(transport, endpoint, KIND_UNARY).await?;
+                    let (send, recv) = link.open(endpoint, KIND_UNARY).await?;
                     UnaryStream { send, recv, buffer: BytesMut::new() }
                 }
             };
             let answer: Result<T, String> = exchange(&mut stream, &request, &body).await?;
             Ok::<_, io::Error>((answer, stream))
         };
-        match tokio::time::timeout(timeout, attempt).await {
+        match runtime::timeout(timeout, attempt).await {
             Ok(Ok((answer, stream))) => {
                 self.stream = Some(stream);
                 answer.map_err(|error| RPCError::Network(NetworkError::from_string(error)))
@@ -137,15 +125,6 @@ impl Peer {
             Ok(Err(error)) => Err(unreachable(error)),
             Err(_) => Err(unreachable(io::Error::from(io::ErrorKind::TimedOut))),
         }
-    }
-}
-
-/// Ends a task together with whoever waits for it.
-struct AbortOnDrop(tokio::task::JoinHandle<()>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }
 
@@ -194,6 +173,7 @@ impl RaftNetworkV2<Group> for Peer {
         let len = snapshot.snapshot.len() as u64;
         let request = Request::Snapshot(vote, snapshot.meta, len);
         tokio::select! {
+            biased;
             answer = self.call(request, snapshot.snapshot, SNAPSHOT_TIMEOUT) => Ok(answer?),
             closed = cancel => Err(StreamingError::Closed(closed)),
         }
@@ -209,13 +189,13 @@ impl RaftNetworkV2<Group> for Peer {
         S: Stream<Item = AppendEntriesRequest<Group>> + OptionalSend + Unpin + 'static,
     {
         Box::pin(async move {
-            let opening = open(&self.transport, self.endpoint, KIND_APPEND);
-            let (send, recv) = tokio::time::timeout(option.soft_ttl(), opening)
+            let opening = self.link.open(self.endpoint, KIND_APPEND);
+            let (send, recv) = runtime::timeout(option.soft_ttl(), opening)
                 .await
                 .map_err(|_| unreachable(io::Error::from(io::ErrorKind::TimedOut)))?
                 .map_err(unreachable)?;
             let (sent, in_flight) = mpsc::channel(IN_FLIGHT_MAX);
-            let writer = AbortOnDrop(tokio::spawn(write_appends(send, input, sent)));
+            let writer = runtime::spawn_tied(write_appends(send, input, sent));
             let timeout = option.soft_ttl().max(APPEND_TIMEOUT_MIN);
             let start = Some((recv, BytesMut::new(), writer, in_flight));
             let answers = futures::stream::unfold(start, move |reading| async move {
@@ -227,7 +207,7 @@ impl RaftNetworkV2<Group> for Peer {
                     let frame = read_frame(&mut recv, &mut buffer).await?;
                     decode::<StreamAppendResult<Group>>(&frame.ok_or(io::ErrorKind::UnexpectedEof)?)
                 };
-                match tokio::time::timeout(timeout, answer).await {
+                match runtime::timeout(timeout, answer).await {
                     Ok(Ok(result)) => {
                         let next = result.is_ok().then_some((recv, buffer, writer, in_flight));
                         Some((Ok(result), next))
@@ -242,7 +222,7 @@ impl RaftNetworkV2<Group> for Peer {
 }
 
 /// Writes requests as they come, several in one write when they come fast, and notes each in `sent`.
-async fn write_appends<S>(mut send: SendStream, input: S, sent: mpsc::Sender<()>)
+async fn write_appends<S>(mut send: Outgoing, input: S, sent: mpsc::Sender<()>)
 where
     S: Stream<Item = AppendEntriesRequest<Group>> + Unpin,
 {

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::{FutureExt, StreamExt};
@@ -10,15 +10,17 @@ use openraft::ReadPolicy;
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
 use openraft::raft::AppendEntriesRequest;
 use serde::Serialize;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 
 use super::group::{Group, Logged, Snapshot};
+use super::link::{Incoming, Outgoing};
 use super::machine::OpenRaft;
 use super::wire::{
     FRAME_BYTES_MAX, Forwarded, KIND_APPEND, KIND_UNARY, Request, decode, put_frame, read_bytes, read_frame,
 };
-use crate::transport::{Connection, RecvStream, SendStream};
+use crate::runtime::{self, Instant};
+use crate::transport::Connection;
 
 /// Append requests taken off the wire and not yet taken by Raft. The reader never waits on a full queue: an unread stream
 /// would end the whole connection, so the stream is given up instead, and the leader opens another.
@@ -45,8 +47,8 @@ pub(super) async fn serve(raft: OpenRaft, heard: Heard, connection: Connection) 
     while let Ok((send, recv)) = connection.accept_bi().await {
         let (raft, heard) = (raft.clone(), heard.clone());
         let peer = connection.remote_id();
-        tokio::spawn(async move {
-            if let Err(error) = serve_stream(raft, heard, send, recv).await
+        runtime::spawn(async move {
+            if let Err(error) = serve_stream(raft, heard, Box::new(send), Box::new(recv)).await
                 && error.kind() == io::ErrorKind::InvalidData
             {
                 tracing::warn!(peer = %peer.fmt_short(), %error, "a Raft stream was closed");
@@ -55,7 +57,8 @@ pub(super) async fn serve(raft: OpenRaft, heard: Heard, connection: Connection) 
     }
 }
 
-async fn serve_stream(raft: OpenRaft, heard: Heard, send: SendStream, mut recv: RecvStream) -> io::Result<()> {
+/// Serves one stream of a member to its end.
+pub(super) async fn serve_stream(raft: OpenRaft, heard: Heard, send: Outgoing, mut recv: Incoming) -> io::Result<()> {
     match recv.read_u8().await? {
         KIND_APPEND => serve_appends(raft, heard, send, recv).await,
         KIND_UNARY => serve_requests(raft, heard, send, recv).await,
@@ -63,7 +66,7 @@ async fn serve_stream(raft: OpenRaft, heard: Heard, send: SendStream, mut recv: 
     }
 }
 
-async fn serve_appends(raft: OpenRaft, heard: Heard, mut send: SendStream, mut recv: RecvStream) -> io::Result<()> {
+async fn serve_appends(raft: OpenRaft, heard: Heard, mut send: Outgoing, mut recv: Incoming) -> io::Result<()> {
     let (queue, requests) = mpsc::channel::<AppendEntriesRequest<Group>>(APPEND_QUEUE);
     let reading = async move {
         let mut buffer = BytesMut::new();
@@ -88,7 +91,7 @@ async fn serve_appends(raft: OpenRaft, heard: Heard, mut send: SendStream, mut r
                 put_frame(&mut out, &answer.map_err(io::Error::other)?)?;
                 next = answers.next().now_or_never().flatten();
             }
-            send.write_all(&out).await.map_err(io::Error::other)?;
+            send.write_all(&out).await?;
             out.clear();
         }
         Ok(())
@@ -97,7 +100,7 @@ async fn serve_appends(raft: OpenRaft, heard: Heard, mut send: SendStream, mut r
     Ok(())
 }
 
-async fn serve_requests(raft: OpenRaft, heard: Heard, mut send: SendStream, mut recv: RecvStream) -> io::Result<()> {
+async fn serve_requests(raft: OpenRaft, heard: Heard, mut send: Outgoing, mut recv: Incoming) -> io::Result<()> {
     fn put<T: Serialize, E: std::fmt::Display>(out: &mut BytesMut, answer: Result<T, E>) -> io::Result<()> {
         put_frame(out, &answer.map_err(|error| error.to_string()))
     }
@@ -120,7 +123,7 @@ async fn serve_requests(raft: OpenRaft, heard: Heard, mut send: SendStream, mut 
             Request::Propose(command) => put_frame(&mut out, &propose_here(&raft, command).await)?,
             Request::ReadIndex => put_frame(&mut out, &read_index_here(&raft).await)?,
         }
-        send.write_all(&out).await.map_err(io::Error::other)?;
+        send.write_all(&out).await?;
     }
     Ok(())
 }

@@ -1,0 +1,87 @@
+//! What a node knows of its group.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use blixard_core::NodeId;
+use serde::{Deserialize, Serialize};
+
+/// A node's part in the group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// It decides.
+    Leader,
+    /// It votes.
+    Voter,
+    /// It holds a replica and does not vote.
+    Learner,
+}
+
+/// What this node's Raft knows of the group now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct GroupView {
+    /// The node that looks.
+    pub node: NodeId,
+    /// The leader, if one is known.
+    pub leader: Option<NodeId>,
+    /// The term.
+    pub term: u64,
+    /// The voters.
+    pub voters: BTreeSet<NodeId>,
+    /// The learners.
+    pub learners: BTreeSet<NodeId>,
+    /// Milliseconds since each other node last answered this one. Known to the leader alone; nothing for a node that never
+    /// did.
+    pub silent_ms: BTreeMap<NodeId, Option<u64>>,
+    /// How far each other node's log matches the leader's. Known to the leader alone.
+    pub matched: BTreeMap<NodeId, u64>,
+    /// The last index of the log.
+    pub last_log: u64,
+    /// The last index known to be committed.
+    pub committed: u64,
+    /// The last index applied here.
+    pub applied: u64,
+    /// The last index in a snapshot.
+    pub snapshot: u64,
+    /// Why Raft has stopped, if it has.
+    pub stopped: Option<String>,
+}
+
+impl GroupView {
+    /// Whether the node that looks leads.
+    pub(crate) fn is_leader(&self) -> bool {
+        self.leader == Some(self.node)
+    }
+
+    /// Milliseconds since a node last answered the leader that looks, or since that leader took office, `office_ms` ago, when it
+    /// has not yet. Nothing for a node that is not in the group.
+    pub(crate) fn silent_ms(&self, node: NodeId, office_ms: u64) -> Option<u64> {
+        self.silent_ms.get(&node).map(|silent_ms| silent_ms.unwrap_or(office_ms))
+    }
+
+    /// Whether the voters that answer the leader that looks are too few to write anything. One that has not answered yet
+    /// counts: the leader has just been elected.
+    pub(crate) fn lacks_majority(&self, within_ms: u64) -> bool {
+        self.is_leader() && self.heard_from(&self.voters, 0, within_ms).len() <= self.voters.len() / 2
+    }
+
+    /// The members that answered the leader that looks within `within_ms`, the leader among them. One that has not answered
+    /// since the leader took office, `office_ms` ago, counts for as long as the office is younger than that.
+    pub(crate) fn heard_from(&self, members: &BTreeSet<NodeId>, office_ms: u64, within_ms: u64) -> BTreeSet<NodeId> {
+        let heard = |node: &NodeId| {
+            *node == self.node || self.silent_ms(*node, office_ms).is_some_and(|silent_ms| silent_ms <= within_ms)
+        };
+        members.iter().copied().filter(heard).collect()
+    }
+
+    /// A node's part, if it is in the group.
+    pub(crate) fn role(&self, node: NodeId) -> Option<Role> {
+        if self.leader == Some(node) {
+            Some(Role::Leader)
+        } else if self.voters.contains(&node) {
+            Some(Role::Voter)
+        } else {
+            self.learners.contains(&node).then_some(Role::Learner)
+        }
+    }
+}
