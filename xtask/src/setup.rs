@@ -25,6 +25,8 @@ pub enum Tool {
     Ip,
     /// `nft`: makes the NAT of network tests.
     Nft,
+    /// `prometheus`: scrapes nodes in tests, and answers the queries of the dashboard.
+    Prometheus,
 }
 
 /// What `guest` needs.
@@ -32,7 +34,8 @@ pub const GUEST: &[Tool] = &[Tool::QemuImg, Tool::Gzip, Tool::Zstd, Tool::Cpio];
 /// What booting a guest needs.
 pub const BOOT: &[Tool] = &[Tool::Qemu, Tool::QemuImg];
 /// Everything that any task needs.
-pub const EVERYTHING: &[Tool] = &[Tool::Qemu, Tool::QemuImg, Tool::Gzip, Tool::Zstd, Tool::Cpio, Tool::Ip, Tool::Nft];
+pub const EVERYTHING: &[Tool] =
+    &[Tool::Qemu, Tool::QemuImg, Tool::Gzip, Tool::Zstd, Tool::Cpio, Tool::Ip, Tool::Nft, Tool::Prometheus];
 
 impl Tool {
     /// The program's name on the PATH.
@@ -45,6 +48,7 @@ impl Tool {
             Self::Cpio => "cpio",
             Self::Ip => "ip",
             Self::Nft => "nft",
+            Self::Prometheus => "prometheus",
         }
     }
 
@@ -66,6 +70,8 @@ impl Tool {
             (Self::Ip, Fedora) => "iproute",
             (Self::Ip, _) => "iproute2",
             (Self::Nft, _) => "nftables",
+            (Self::Prometheus, Fedora) => "golang-github-prometheus",
+            (Self::Prometheus, _) => "prometheus",
         })
     }
 }

@@ -20,9 +20,9 @@ use crate::agent::Agent;
 use crate::api::join::{self, JoinRefusal};
 use crate::api::server::Server;
 use crate::config::{HypervisorKind, NodeConfig};
-use crate::counters::Counters;
 use crate::http::Stage;
 use crate::images::Images;
+use crate::metrics::Metrics;
 use crate::raft::Raft;
 use crate::transfers::Transfers;
 use crate::transport::{Protocol, Registry, SecretKey, Ticket, Transport, TransportConfig, load_or_create_key};
@@ -119,24 +119,23 @@ impl Node {
         ground: Ground,
         ticket: Option<Ticket>,
     ) -> Result<Self, StartError> {
-        let Ground { transport, raft, images } = ground.clone();
-        let counters = Arc::new(Counters::default());
-        let mut tasks = Tasks::new(counters.clone());
+        let Ground { transport, raft, images, metrics } = ground.clone();
+        let mut tasks = Tasks::new(metrics.clone());
         let listener = http::listen(config.bind).await?;
-        let transfers = Transfers::new(images.clone());
+        let transfers = Transfers::new(images.clone(), metrics.clone());
         let driver = driver(&config, &data)?;
         let agent =
-            Agent::new(config.id, raft.clone(), images.clone(), transfers.clone(), driver.clone(), counters.clone());
+            Agent::new(config.id, raft.clone(), images.clone(), transfers.clone(), driver.clone(), metrics.clone());
         let server =
-            Server::new(config.id, raft.clone(), transport.clone(), images.clone(), agent.clone(), counters.clone());
+            Server::new(config.id, raft.clone(), transport.clone(), images.clone(), agent.clone(), metrics.clone());
 
         let (contact, contacts) = watch::channel(false);
         let (stage, stages) = watch::channel(Stage::Starting("the node is starting".into()));
         let listener = Arc::new(tokio::sync::Mutex::new(listener));
         tasks.keep("http", {
-            let (raft, counters) = (raft.clone(), counters.clone());
             let contacts = contacts.clone();
-            move || http::run(listener.clone(), stages.clone(), contacts.clone(), raft.clone(), counters.clone())
+            let seen = http::Seen { raft: raft.clone(), transport: transport.clone(), metrics: metrics.clone() };
+            move || http::run(listener.clone(), stages.clone(), contacts.clone(), seen.clone())
         });
         tasks.keep("contact", {
             let raft = raft.clone();
@@ -151,7 +150,7 @@ impl Node {
             (Protocol::Raft, raft.handler()),
             (Protocol::Peer, server.peer_handler()),
             (Protocol::Api, server.handler()),
-            (Protocol::Join, join::handler(raft.clone(), transport.clone(), counters.clone())),
+            (Protocol::Join, join::handler(raft.clone(), transport.clone(), metrics.clone())),
         ];
         if config.p2p_enabled {
             handlers.push((Protocol::Blobs, images.handler()));
@@ -189,8 +188,8 @@ impl Node {
             }
         });
         tasks.keep("leader", {
-            let (raft, counters) = (raft.clone(), counters.clone());
-            move || leader::run(raft.clone(), counters.clone())
+            let (raft, metrics) = (raft.clone(), metrics.clone());
+            move || leader::run(raft.clone(), metrics.clone())
         });
         tasks.keep("agent", move || agent.clone().run());
 
@@ -274,20 +273,22 @@ struct Ground {
     transport: Transport,
     raft: Raft,
     images: Images,
+    metrics: Arc<Metrics>,
 }
 
 impl Ground {
     async fn open(config: &NodeConfig, data: &DataDir, key: SecretKey) -> anyhow::Result<Self> {
         let relays = config.relays.clone();
         let transport = Transport::open(TransportConfig { key, bind: binds(config), relays }).await?;
-        let raft = Raft::start(&data.join("raft"), config.id, config.raft, transport.clone()).await?;
+        let metrics = Arc::new(Metrics::default());
+        let raft = Raft::start(&data.join("raft"), config.id, config.raft, transport.clone(), metrics.clone()).await?;
         let images = Images::open(data.join("images"), transport.clone()).await?;
-        Ok(Self { transport, raft, images })
+        Ok(Self { transport, raft, images, metrics })
     }
 
     /// Closes everything, and waits until whoever still had it in hand has let go.
     async fn close(self) {
-        let Self { transport, raft, images } = self;
+        let Self { transport, raft, images, .. } = self;
         let (port, state, log) = (transport.hold(), raft.held_state(), raft.held_log());
         raft.shutdown().await;
         tracing::debug!("consensus has stopped");

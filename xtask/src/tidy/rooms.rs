@@ -21,12 +21,12 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("config", &[]),
     ("clock", &[]),
     ("runtime", &[]),
-    ("counters", &[]),
+    ("metrics", &[]),
     // A user's own keys and tickets, for clients as much as for nodes.
     ("user", &["transport"]),
 ];
 /// Used by every room.
-const FOR_ALL: &[&str] = &["config", "clock", "counters", "runtime"];
+const FOR_ALL: &[&str] = &["config", "clock", "metrics", "runtime"];
 /// Knows everybody, and is used by nobody but the crate's root.
 const COMPOSITION_ROOT: &str = "node";
 

@@ -1,6 +1,6 @@
 //! Carries plans out. Each order for a vm runs in a task of its own, one at a time for each vm.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use blixard_core::{Action, Actor, Change, Command, EndpointId, ImageId, Manifest, Order, VmId};
@@ -8,6 +8,7 @@ use blixard_core::{Action, Actor, Change, Command, EndpointId, ImageId, Manifest
 use super::Agent;
 use super::observe::LaunchFailure;
 use crate::clock;
+use crate::metrics::{observe, outcome};
 use crate::transfers::Priority;
 
 /// An order that is being carried out, and for a launch what is launched: epoch, run and restarts.
@@ -15,6 +16,17 @@ use crate::transfers::Priority;
 pub(super) struct OrderInHand {
     pub(super) order: Order,
     pub(super) launching: Option<(u64, u64, u32)>,
+}
+
+/// The label of an order.
+fn word(order: Order) -> &'static str {
+    match order {
+        Order::Prepare => "prepare",
+        Order::Launch => "launch",
+        Order::Stop => "stop",
+        Order::Kill => "kill",
+        Order::Remove => "remove",
+    }
 }
 
 impl Agent {
@@ -67,7 +79,7 @@ impl Agent {
                 let mut desk = agent.desk();
                 desk.orders.remove(&vm);
                 if let Some(reason) = failure {
-                    agent.inner.counters.order_failures.add(1);
+                    agent.inner.metrics.order_failures.get_or_create(&[("order", word(order).into())]).inc();
                     tracing::warn!(%vm, ?order, reason, "an order failed");
                     if let Some((epoch, run, restarts)) = launching {
                         let failure = LaunchFailure { epoch, run, restarts, reason, at: clock::now() };
@@ -90,7 +102,11 @@ impl Agent {
             let spec =
                 super::launch::launch_spec(&agent.inner.images, &record, &manifest, epoch, run, restarts).await?;
             tracing::info!(%vm, name = %record.name, epoch, run, restarts, "launching");
-            agent.blocking(move |driver| driver.launch(&spec)).await?;
+            let (metrics, start) = (agent.inner.metrics.clone(), Instant::now());
+            let launched = agent.blocking(move |driver| driver.launch(&spec)).await;
+            metrics.launches.get_or_create(&outcome(launched.is_ok())).inc();
+            launched?;
+            observe(&metrics.launch_times, start.elapsed());
             Ok(())
         });
     }
@@ -100,7 +116,7 @@ impl Agent {
         let priority = if urgent { Priority::VmWaiting } else { Priority::Copy };
         // Kept before the first byte comes, or what has come could be collected as garbage.
         if let Err(error) = self.inner.images.keep(image, &manifest).await {
-            self.inner.counters.agent_failures.add(1);
+            self.inner.metrics.agent_failures.inc();
             tracing::warn!(%image, error = format!("{error:#}"), "the image cannot be kept; it is tried again");
             return;
         }
@@ -137,7 +153,7 @@ impl Agent {
             desk.sources.remove(&image);
         }
         if let Err(error) = self.inner.images.drop_image(image).await {
-            self.inner.counters.agent_failures.add(1);
+            self.inner.metrics.agent_failures.inc();
             tracing::warn!(%image, error = format!("{error:#}"), "the image cannot be dropped; it is tried again");
         }
     }

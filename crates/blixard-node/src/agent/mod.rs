@@ -20,13 +20,13 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use blixard_core::{EndpointId, ImageId, NodeId, UnixMs, VmId};
+use blixard_core::{EndpointId, ImageId, LocalImage, LocalVmState, NodeId, UnixMs, VmId};
 use blixard_hypervisor::{ConsoleError, Driver, LogChunk, LogError, LogPosition, LogSpan, ObservedVm};
 use tokio::sync::Notify;
 
 use crate::clock;
-use crate::counters::Counters;
 use crate::images::Images;
+use crate::metrics::Metrics;
 use crate::raft::Raft;
 use crate::transfers::{TransferStatus, Transfers};
 
@@ -51,7 +51,7 @@ struct Inner {
     images: Images,
     transfers: Transfers,
     driver: Arc<dyn Driver>,
-    counters: Arc<Counters>,
+    metrics: Arc<Metrics>,
     wake: Notify,
     desk: Mutex<Desk>,
     /// Held while reports are being proposed: one batch at a time, so that none is proposed twice.
@@ -69,6 +69,8 @@ struct Desk {
     sources: BTreeMap<ImageId, Vec<EndpointId>>,
     /// When the blob store was last asked whether it works.
     health_seen: Option<Instant>,
+    /// Whether the guests that ran before this process were counted.
+    adopted_seen: bool,
     /// Guests that were asked to stop, and when that was first seen.
     stopping: BTreeMap<VmId, UnixMs>,
 }
@@ -87,7 +89,7 @@ impl Agent {
         images: Images,
         transfers: Transfers,
         driver: Arc<dyn Driver>,
-        counters: Arc<Counters>,
+        metrics: Arc<Metrics>,
     ) -> Self {
         let inner = Inner {
             me,
@@ -95,7 +97,7 @@ impl Agent {
             images,
             transfers,
             driver,
-            counters,
+            metrics,
             wake: Notify::new(),
             desk: Mutex::default(),
             reporting: Arc::default(),
@@ -123,7 +125,7 @@ impl Agent {
             let look_again_at = match self.look().await {
                 Ok(look_again_at) => look_again_at,
                 Err(error) => {
-                    self.inner.counters.agent_failures.add(1);
+                    self.inner.metrics.agent_failures.inc();
                     tracing::warn!(
                         error = format!("{error:#}"),
                         "the agent could not look after this host; it looks again"
@@ -145,8 +147,15 @@ impl Agent {
 
     /// One round; says when to look again though nothing has changed.
     async fn look(&self) -> anyhow::Result<Option<UnixMs>> {
+        self.inner.metrics.agent_rounds.inc();
         self.look_after_health().await;
         let local = self.observe().await?;
+        if !std::mem::replace(&mut self.desk().adopted_seen, true) {
+            let running = local.vms.values().filter(|vm| matches!(vm.state, LocalVmState::Running { .. }));
+            self.inner.metrics.adopted.inc_by(running.count() as u64);
+        }
+        let held = local.images.values().filter(|image| matches!(image, LocalImage::Complete)).count();
+        self.inner.metrics.images_held.set(i64::try_from(held).unwrap_or(i64::MAX));
         let plan = self.inner.raft.read(|state| blixard_core::reconcile(self.inner.me, state, &local, clock::now()));
         self.execute(plan.actions).await;
         Ok(plan.look_again_at)
@@ -154,9 +163,7 @@ impl Agent {
 
     /// Notes for `/readyz` and `/metrics` how the rooms below do.
     async fn look_after_health(&self) {
-        let counters = &self.inner.counters;
-        counters.transfer_failures.raise_to(self.inner.transfers.failures());
-        counters.transfer_panics.raise_to(self.inner.transfers.panics());
+        let metrics = &self.inner.metrics;
         let is_due = {
             let mut desk = self.desk();
             let is_due = desk.health_seen.is_none_or(|seen| seen.elapsed() >= HEALTH_EVERY);
@@ -166,8 +173,8 @@ impl Agent {
             is_due
         };
         if is_due {
-            counters.store_alive.set(u64::from(self.inner.images.is_alive().await));
-            counters.store_collects.set(u64::from(self.inner.images.collects()));
+            metrics.store_alive.set(i64::from(self.inner.images.is_alive().await));
+            metrics.store_collects.set(i64::from(self.inner.images.collects()));
         }
     }
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 use crate::clock;
-use crate::counters::Counters;
+use crate::metrics::Metrics;
 use crate::raft::Raft;
 use crate::transport::{Connection, PeerAddress, Protocol, TicketSecret, Transport};
 
@@ -160,7 +160,7 @@ struct Places {
     deciding: Semaphore,
 }
 
-async fn serve(raft: Raft, transport: Transport, counters: Arc<Counters>, places: Arc<Places>, connection: Connection) {
+async fn serve(raft: Raft, transport: Transport, metrics: Arc<Metrics>, places: Arc<Places>, connection: Connection) {
     let exchange = async {
         let (mut send, request) = {
             let _place = places.listening.acquire().await.context("wait to be listened to")?;
@@ -181,7 +181,7 @@ async fn serve(raft: Raft, transport: Transport, counters: Arc<Counters>, places
             JoinAnswer::Admitted { .. } if was_member => tracing::debug!(%node, ?address, "a member said hello"),
             JoinAnswer::Admitted { .. } => tracing::info!(%node, ?address, "let a node in"),
             JoinAnswer::Refused(reason) => {
-                counters.joins_refused.add(1);
+                metrics.joins_refused.inc();
                 tracing::warn!(%node, peer = %caller.short(), %reason, "did not let a node in");
             }
             JoinAnswer::TryLater(reason) => tracing::debug!(%node, reason, "a node has to ask again"),
@@ -202,11 +202,11 @@ async fn serve(raft: Raft, transport: Transport, counters: Arc<Counters>, places
 }
 
 /// The handler of the join protocol.
-pub(crate) fn handler(raft: Raft, transport: Transport, counters: Arc<Counters>) -> crate::transport::Handler {
+pub(crate) fn handler(raft: Raft, transport: Transport, metrics: Arc<Metrics>) -> crate::transport::Handler {
     let (listening, deciding) = (Semaphore::new(LISTENING_MAX), Semaphore::new(DECIDING_MAX));
     let places = Arc::new(Places { listening, deciding });
     crate::transport::handler(move |connection| {
-        serve(raft.clone(), transport.clone(), counters.clone(), places.clone(), connection)
+        serve(raft.clone(), transport.clone(), metrics.clone(), places.clone(), connection)
     })
 }
 

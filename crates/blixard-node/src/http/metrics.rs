@@ -1,75 +1,162 @@
-//! The text of `/metrics`, in the OpenMetrics format.
+//! The text of `/metrics`, in the OpenMetrics format: what was counted, and how things stand at the moment of asking.
 
-use std::fmt::Write;
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
 
-use blixard_core::Phase;
+use blixard_core::{NodeId, Phase, State};
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
 
-use crate::counters::Counters;
-use crate::raft::Raft;
+use super::Seen;
+use super::process::Process;
+use crate::metrics::{Labels, PREFIX};
+use crate::raft::{GroupView, Role};
+use crate::transport::PathKind;
 
-fn family(text: &mut String, name: &str, kind: &str, help: &str, samples: &[(&str, u64)]) {
-    let suffix = if kind == "counter" { "_total" } else { "" };
-    // Writing into a String cannot fail.
-    let _ = writeln!(text, "# TYPE blixard_{name} {kind}\n# HELP blixard_{name} {help}");
-    for (labels, value) in samples {
-        let _ = writeln!(text, "blixard_{name}{suffix}{labels} {value}");
+/// Gauges with a fraction, told apart by labels.
+type Fractions<const N: usize> = Family<Labels<N>, Gauge<f64, AtomicU64>>;
+
+/// Every word for how a vm is, so that each has a sample even when it is 0.
+const PHASES: &[&str] = &["pending", "preparing", "running", "stopping", "stopped", "failed", "deleting"];
+
+/// All that there is to say now.
+pub(super) fn text(seen: &Seen) -> String {
+    let mut now = Registry::with_prefix(PREFIX);
+    let view = seen.raft.view();
+    group(&mut now, &view);
+    let nodes = seen.raft.read(|state| {
+        holdings(&mut now, state, view.node);
+        state.nodes.values().map(|node| (node.endpoint, node.id)).collect::<BTreeMap<_, _>>()
+    });
+    traffic(&mut now, seen, &nodes);
+    let mut process = Registry::default();
+    of_process(&mut process);
+    let mut text = String::new();
+    for registry in [&seen.metrics.registry, &now, &process] {
+        encode_registry(&mut text, registry).expect("writing to a string does not fail");
     }
+    encode_eof(&mut text).expect("writing to a string does not fail");
+    text
 }
 
-pub(super) fn text(raft: &Raft, counters: &Counters) -> String {
-    let view = raft.view();
-    let (nodes, images, phases) = raft.read(|state| {
-        let mut phases =
-            [("running", 0), ("stopped", 0), ("failed", 0), ("preparing", 0), ("stopping", 0), ("pending", 0)];
-        for vm in state.vms.values() {
-            let word =
-                vm.observed.as_ref().map_or(if vm.placement.is_some() { "preparing" } else { "pending" }, |observed| {
-                    Phase::word(&observed.phase)
-                });
-            if let Some((_, count)) = phases.iter_mut().find(|(name, _)| *name == word) {
-                *count += 1;
-            }
-        }
-        (state.nodes.len() as u64, state.images.len() as u64, phases)
-    });
-    let mut text = String::new();
-    let gauge = "gauge";
-    family(&mut text, "raft_term", gauge, "The Raft term.", &[("", view.term)]);
-    family(&mut text, "raft_is_leader", gauge, "Whether this node leads.", &[("", u64::from(view.is_leader()))]);
-    family(
-        &mut text,
-        "raft_has_leader",
-        gauge,
-        "Whether a leader is known.",
-        &[("", u64::from(view.leader.is_some()))],
-    );
-    family(&mut text, "raft_voters", gauge, "Nodes that vote.", &[("", view.voters.len() as u64)]);
-    family(&mut text, "raft_log_index", gauge, "The last index of the log.", &[("", view.last_log)]);
-    family(&mut text, "raft_committed_index", gauge, "The last index known to be committed.", &[("", view.committed)]);
-    family(&mut text, "raft_applied_index", gauge, "The last index applied.", &[("", view.applied)]);
-    family(&mut text, "raft_snapshot_index", gauge, "The last index in a snapshot.", &[("", view.snapshot)]);
-    family(&mut text, "nodes", gauge, "Members of the cluster.", &[("", nodes)]);
-    family(&mut text, "images", gauge, "Images in the catalog.", &[("", images)]);
-    let labels = phases.map(|(phase, _)| format!("{{phase=\"{phase}\"}}"));
-    let samples: Vec<(&str, u64)> =
-        labels.iter().zip(phases).map(|(labels, (_, count))| (labels.as_str(), count)).collect();
-    family(&mut text, "vms", gauge, "Vms of the cluster by phase.", &samples);
-    let alive = [("", counters.store_alive.get())];
-    family(&mut text, "store_alive", gauge, "Whether the blob store works.", &alive);
-    let collects = [("", counters.store_collects.get())];
-    family(&mut text, "store_collects", gauge, "Whether the blob store frees what nothing keeps.", &collects);
-    for (name, help, counter) in [
-        ("transfer_panics", "Panics in the queue of transfers.", &counters.transfer_panics),
-        ("transfer_failures", "Attempts to fetch an image that failed.", &counters.transfer_failures),
-        ("leader_failures", "Decisions of the leader that could not be carried out.", &counters.leader_failures),
-        ("agent_failures", "Looks of the agent that failed.", &counters.agent_failures),
-        ("order_failures", "Orders of the agent that failed.", &counters.order_failures),
-        ("task_restarts", "Background tasks that panicked and were started again.", &counters.task_restarts),
-        ("api_requests", "Requests to the control API.", &counters.api_requests),
-        ("joins_refused", "Nodes that asked to join and were refused.", &counters.joins_refused),
-    ] {
-        family(&mut text, name, "counter", help, &[("", counter.get())]);
+fn gauge(registry: &mut Registry, name: &str, help: &str, value: u64) {
+    registry.register(name, help, ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)));
+}
+
+/// This node, and how it sees the group.
+fn group(now: &mut Registry, view: &GroupView) {
+    let label = |name, value: String| (name, value);
+    let build = [label("version", env!("CARGO_PKG_VERSION").into()), label("node", view.node.to_string())];
+    now.register("build", "The version that runs, and which node of the cluster this is", Info::new(build));
+    gauge(now, "raft_term", "The Raft term", view.term);
+    let role = Family::<Labels<1>, Gauge>::default();
+    for (word, part) in [("leader", Role::Leader), ("voter", Role::Voter), ("learner", Role::Learner)] {
+        let is_part = view.role(view.node) == Some(part);
+        role.get_or_create(&[("role", word.into())]).set(i64::from(is_part));
     }
-    text.push_str("# EOF\n");
-    text
+    now.register("raft_role", "The part that this node has in the group: 1 for what it is", role);
+    gauge(now, "raft_has_leader", "Whether a leader is known", u64::from(view.leader.is_some()));
+    let leader = Family::<Labels<1>, Gauge>::default();
+    if let Some(node) = view.leader {
+        leader.get_or_create(&[("node", node.to_string().into())]).set(1);
+    }
+    now.register("raft_leader", "The node that this one takes for the leader, if it knows of one", leader);
+    gauge(now, "raft_voters", "Nodes that vote", view.voters.len() as u64);
+    gauge(now, "raft_learners", "Nodes that hold a replica and do not vote", view.learners.len() as u64);
+    gauge(now, "raft_log_index", "The last index of the log", view.last_log);
+    gauge(now, "raft_committed_index", "The last index known to be committed", view.committed);
+    gauge(now, "raft_applied_index", "The last index applied", view.applied);
+    gauge(now, "raft_snapshot_index", "The last index in a snapshot", view.snapshot);
+    let (lag, silence) = (Family::<Labels<1>, Gauge>::default(), Fractions::<1>::default());
+    for (node, matched) in view.matched.iter().filter(|(node, _)| **node != view.node) {
+        let entries = i64::try_from(view.last_log.saturating_sub(*matched)).unwrap_or(i64::MAX);
+        lag.get_or_create(&[("node", node.to_string().into())]).set(entries);
+    }
+    for (node, silent_ms) in &view.silent_ms {
+        if let Some(silent_ms) = silent_ms {
+            silence.get_or_create(&[("node", node.to_string().into())]).set(*silent_ms as f64 / 1000.0);
+        }
+    }
+    now.register("raft_lag_entries", "Entries that a node's log is behind; told by the leader", lag);
+    let help = "Time since a node last answered; told by the leader";
+    now.register_with_unit("raft_silence", help, Unit::Seconds, silence);
+}
+
+/// What the cluster has, and what of it is on this node.
+fn holdings(now: &mut Registry, state: &State, me: NodeId) {
+    gauge(now, "nodes", "Members of the cluster", state.nodes.len() as u64);
+    gauge(now, "images", "Images in the catalog", state.images.len() as u64);
+    let bytes = state.images.values().fold(0u64, |sum, image| sum.saturating_add(image.manifest.bytes()));
+    let bytes = ConstGauge::new(i64::try_from(bytes).unwrap_or(i64::MAX));
+    now.register_with_unit("image", "Content of all images in the catalog, one copy of each", Unit::Bytes, bytes);
+    let vms = Family::<Labels<1>, Gauge>::default();
+    for phase in PHASES {
+        vms.get_or_create(&[("phase", (*phase).into())]).set(0);
+    }
+    for vm in state.vms.values() {
+        let phase = match (&vm.placement, &vm.observed) {
+            _ if vm.desired.deleting => "deleting",
+            (None, _) => "pending",
+            (Some(_), None) => "preparing",
+            (Some(_), Some(observed)) => Phase::word(&observed.phase),
+        };
+        vms.get_or_create(&[("phase", phase.into())]).inc();
+    }
+    now.register("vms", "Vms of the cluster by phase", vms);
+    gauge(now, "vms_placed", "Vms placed on this node", state.vms_on(me).count() as u64);
+}
+
+/// What goes through the endpoint.
+fn traffic(now: &mut Registry, seen: &Seen, nodes: &BTreeMap<blixard_core::EndpointId, NodeId>) {
+    let traffic = seen.transport.traffic();
+    let connections = Family::<Labels<2>, Gauge>::default();
+    for ((protocol, path), count) in &traffic.connections {
+        let labels = [("protocol", protocol.word().into()), ("path", path.word().into())];
+        connections.get_or_create(&labels).set(i64::try_from(*count).unwrap_or(i64::MAX));
+    }
+    now.register("transport_connections", "Open connections by protocol and kind of path", connections);
+    let by_path = |bytes: &BTreeMap<PathKind, u64>| {
+        let family = Family::<Labels<1>, Counter>::default();
+        for (path, bytes) in bytes {
+            family.get_or_create(&[("path", path.word().into())]).inc_by(*bytes);
+        }
+        family
+    };
+    let (sent, received) = (by_path(&traffic.sent_bytes), by_path(&traffic.received_bytes));
+    now.register_with_unit("transport_sent", "Bytes sent by kind of path", Unit::Bytes, sent);
+    now.register_with_unit("transport_received", "Bytes received by kind of path", Unit::Bytes, received);
+    let refused = ConstCounter::new(traffic.refused);
+    now.register("transport_refused", "Connections refused at the handshake", refused);
+    let round_trips = Fractions::<1>::default();
+    // Members only: the keys of clients and strangers are without number.
+    for (endpoint, time) in &traffic.round_trips {
+        if let Some(node) = nodes.get(endpoint) {
+            round_trips.get_or_create(&[("node", node.to_string().into())]).set(time.as_secs_f64());
+        }
+    }
+    let help = "The shortest round trip to a node over an open connection";
+    now.register_with_unit("transport_round_trip", help, Unit::Seconds, round_trips);
+}
+
+fn of_process(registry: &mut Registry) {
+    let process = Process::look();
+    if let Some(seconds) = process.cpu_seconds {
+        let help = "Time on processors, in user and kernel mode";
+        registry.register_with_unit("process_cpu", help, Unit::Seconds, ConstCounter::new(seconds));
+    }
+    if let Some(bytes) = process.resident_bytes {
+        let help = "Memory in use";
+        registry.register_with_unit("process_resident_memory", help, Unit::Bytes, ConstGauge::new(bytes));
+    }
+    if let Some(fds) = process.open_fds {
+        registry.register("process_open_fds", "Open files, sockets included", ConstGauge::new(fds));
+    }
+    if let Some(seconds) = process.start_seconds {
+        let help = "When the process started, since 1970";
+        registry.register_with_unit("process_start_time", help, Unit::Seconds, ConstGauge::new(seconds));
+    }
 }

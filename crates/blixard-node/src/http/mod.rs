@@ -5,6 +5,7 @@
 //! that it can say why the node is not ready, and stops when its task is dropped.
 
 mod metrics;
+mod process;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,8 +24,9 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::api::bootstrap::Bootstrap;
 use crate::config::HTTP_PORT_OFFSET;
-use crate::counters::Counters;
+use crate::metrics::Metrics;
 use crate::raft::Raft;
+use crate::transport::Transport;
 
 /// Connections served at once. Further ones wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 256;
@@ -46,8 +48,15 @@ pub(crate) enum Stage {
 struct Door {
     stage: watch::Receiver<Stage>,
     contact: watch::Receiver<bool>,
-    raft: Raft,
-    counters: Arc<Counters>,
+    seen: Seen,
+}
+
+/// What `/readyz` and `/metrics` tell of.
+#[derive(Clone)]
+pub(crate) struct Seen {
+    pub(crate) raft: Raft,
+    pub(crate) transport: Transport,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 /// Opens the door.
@@ -71,8 +80,7 @@ pub(crate) async fn run(
     listener: Arc<tokio::sync::Mutex<TcpListener>>,
     stage: watch::Receiver<Stage>,
     contact: watch::Receiver<bool>,
-    raft: Raft,
-    counters: Arc<Counters>,
+    seen: Seen,
 ) {
     let app = axum::Router::new()
         .route("/bootstrap", get(bootstrap))
@@ -80,7 +88,7 @@ pub(crate) async fn run(
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .fallback(async || (StatusCode::NOT_FOUND, "there are /bootstrap, /healthz, /readyz and /metrics\n"))
-        .with_state(Door { stage, contact, raft, counters });
+        .with_state(Door { stage, contact, seen });
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
@@ -118,9 +126,9 @@ async fn readyz(State(door): State<Door>) -> Response {
         Stage::Starting(why) => Some(why.clone()),
         Stage::Member(_) => None,
     };
-    let view = door.raft.view();
+    let view = door.seen.raft.view();
     let why_not = why_not.or_else(|| {
-        let stopped = door.counters.store_alive.get() == 0;
+        let stopped = door.seen.metrics.store_alive.get() == 0;
         stopped
             .then(|| "the image store has stopped, perhaps on a full disk: make room and restart the node".to_owned())
     });
@@ -137,5 +145,5 @@ async fn readyz(State(door): State<Door>) -> Response {
 
 async fn metrics(State(door): State<Door>) -> Response {
     let kind = [(http::header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")];
-    (kind, metrics::text(&door.raft, &door.counters)).into_response()
+    (kind, metrics::text(&door.seen)).into_response()
 }

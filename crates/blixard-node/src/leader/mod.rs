@@ -12,6 +12,7 @@ use anyhow::Context;
 use blixard_core::{Actor, COPY_LOST_AFTER_MS, Change, Command, HEALTHY_WITHIN_MS, MembershipStep, NodeId, RaftView};
 
 use crate::clock;
+use crate::metrics::Metrics;
 use crate::raft::{GroupView, Raft};
 use crate::runtime::{self, Instant};
 
@@ -34,7 +35,7 @@ fn open_to_vms(view: &GroupView, members: &BTreeSet<NodeId>, office_ms: u64) -> 
 }
 
 /// Leads whenever this node is the leader. Never returns.
-pub(crate) async fn run(raft: Raft, failures: Arc<crate::counters::Counters>) {
+pub(crate) async fn run(raft: Raft, metrics: Arc<Metrics>) {
     let mut applied = raft.watch();
     let mut office: Option<(u64, Instant)> = None;
     loop {
@@ -50,8 +51,9 @@ pub(crate) async fn run(raft: Raft, failures: Arc<crate::counters::Counters>) {
                 }
             };
             let office_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+            metrics.leader_rounds.inc();
             if let Err(error) = lead(&raft, &view, office_ms).await {
-                failures.leader_failures.add(1);
+                metrics.leader_failures.inc();
                 tracing::warn!(
                     error = format!("{error:#}"),
                     "a decision of the leader was not carried out; it is made again"

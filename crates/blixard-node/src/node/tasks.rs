@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use crate::counters::Counters;
+use crate::metrics::Metrics;
 
 /// The first wait before a task that panicked is started again; it doubles with each further panic.
 const RESTART_WAIT_MIN: Duration = Duration::from_millis(100);
@@ -15,12 +15,12 @@ const RESTART_WAIT_MAX: Duration = Duration::from_secs(30);
 /// The tasks of one node. Dropping it ends them.
 pub(crate) struct Tasks {
     set: JoinSet<()>,
-    counters: Arc<Counters>,
+    metrics: Arc<Metrics>,
 }
 
 impl Tasks {
-    pub(crate) fn new(counters: Arc<Counters>) -> Self {
-        Self { set: JoinSet::new(), counters }
+    pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
+        Self { set: JoinSet::new(), metrics }
     }
 
     /// Runs a task for as long as the node runs, anew after each panic.
@@ -29,7 +29,9 @@ impl Tasks {
         F: FnMut() -> Fut + Send + 'static,
         Fut: Future<Output = ()> + Send + 'static,
     {
-        let counters = self.counters.clone();
+        let metrics = self.metrics.clone();
+        // There from the start, so that the first restart is a change.
+        drop(metrics.task_restarts.get_or_create(&[("task", name.into())]));
         self.set.spawn(async move {
             let mut wait = RESTART_WAIT_MIN;
             loop {
@@ -38,7 +40,7 @@ impl Tasks {
                 run.spawn(start());
                 match run.join_next().await {
                     Some(Err(error)) if error.is_panic() => {
-                        counters.task_restarts.add(1);
+                        metrics.task_restarts.get_or_create(&[("task", name.into())]).inc();
                         tracing::error!(task = name, %error, "a background task panicked; it is started again");
                         tokio::time::sleep(wait).await;
                         wait = (wait * 2).min(RESTART_WAIT_MAX);

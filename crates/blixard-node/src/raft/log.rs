@@ -18,7 +18,8 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use tokio::sync::{mpsc, oneshot};
 
 use super::group::{Entry, Group, LogId, Vote, storage_error};
-use crate::runtime;
+use crate::metrics::{Metrics, observe};
+use crate::runtime::{self, Instant};
 
 const ENTRIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("entries");
 const MARKS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("marks");
@@ -70,14 +71,14 @@ fn encode<T: serde::Serialize>(value: &T) -> Vec<u8> {
 
 impl LogStore {
     /// Takes up the log in a database, or begins one. `path` names it to people.
-    pub(super) fn open(db: Database, path: PathBuf) -> io::Result<Self> {
+    pub(super) fn open(db: Database, path: PathBuf, metrics: Arc<Metrics>) -> io::Result<Self> {
         let fail = |error: &dyn std::fmt::Display| storage_error(&path, "open the Raft log", error);
         let memory = load(&db).map_err(|error| fail(&error))?;
         let memory = Arc::new(RwLock::new(memory));
         let (orders, queue) = mpsc::unbounded_channel();
         let holding = Arc::new(());
         let held = Arc::downgrade(&holding);
-        let writer = Writer { db, path, memory: memory.clone(), _holding: holding };
+        let writer = Writer { db, path, memory: memory.clone(), metrics, _holding: holding };
         runtime::work_off("raft-log", queue, BATCH_MAX, move |batch: &[Order]| writer.write(batch), answer)?;
         Ok(Self { memory, orders, held })
     }
@@ -149,6 +150,7 @@ struct Writer {
     db: Database,
     path: PathBuf,
     memory: Arc<RwLock<Memory>>,
+    metrics: Arc<Metrics>,
     // After the database, so that the file is closed when it is gone.
     _holding: Arc<()>,
 }
@@ -157,7 +159,14 @@ impl Writer {
     fn write(&self, batch: &[Order]) -> io::Result<()> {
         // It may be ahead of the entries in this batch; `load` forgets it then.
         let committed = self.memory.read().expect("no holder of this lock panics").committed;
+        let start = Instant::now();
         let result = write_batch(&self.db, batch, committed).map_err(|error| storage_error(&self.path, "write", error));
+        observe(&self.metrics.log_flush_times, start.elapsed());
+        let entries = batch.iter().map(|order| if let Order::Append(rows, _) = order { rows.len() } else { 0 });
+        // A group of marks alone, such as a vote, shares its flush with no entry.
+        if let entries @ 1.. = entries.sum::<usize>() {
+            self.metrics.log_group_sizes.observe(entries as f64);
+        }
         if let Err(error) = &result {
             tracing::error!(%error, "the Raft log cannot be written: this node stops taking part");
         }
@@ -342,7 +351,7 @@ mod tests {
     struct InTempDir;
 
     fn open(path: &Path) -> LogStore {
-        LogStore::open(Database::create(path).unwrap(), path.into()).unwrap()
+        LogStore::open(Database::create(path).unwrap(), path.into(), Arc::default()).unwrap()
     }
 
     impl StoreBuilder<Group, LogStore, Machine, TempDir> for InTempDir {

@@ -27,6 +27,7 @@ use openraft::{ChangeMembers, Instant as _, ServerState, SnapshotPolicy};
 use redb::Database;
 
 use crate::config::RaftConfig;
+use crate::metrics::{Metrics, observe, outcome};
 use crate::runtime::{self, Instant, watch};
 use crate::transport::{Handler, Transport};
 use group::{Group, storage_error};
@@ -92,6 +93,26 @@ fn settings(config: RaftConfig) -> openraft::Config {
     }
 }
 
+/// Counts the terms and leaders that this node learns of, until its Raft stops.
+fn count_elections(raft: &OpenRaft, metrics: Arc<Metrics>) {
+    let mut seen = raft.metrics();
+    runtime::spawn(async move {
+        let (mut term, mut leader) = {
+            let now = seen.borrow_watched();
+            (now.current_term, now.current_leader)
+        };
+        while seen.changed().await.is_ok() {
+            let now = seen.borrow_watched();
+            metrics.elections.inc_by(now.current_term.saturating_sub(term));
+            term = now.current_term;
+            if now.current_leader.is_some() && now.current_leader != leader {
+                metrics.leader_changes.inc();
+                leader = now.current_leader;
+            }
+        }
+    });
+}
+
 /// This node's part in the group. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Raft {
@@ -100,6 +121,7 @@ pub(crate) struct Raft {
     machine: Machine,
     held_log: Weak<()>,
     link: Arc<dyn Link>,
+    metrics: Arc<Metrics>,
     heard: server::Heard,
     /// A leader that was silent for so long is none any more.
     silence_max: Duration,
@@ -115,6 +137,7 @@ impl Raft {
         node: NodeId,
         config: RaftConfig,
         transport: Transport,
+        metrics: Arc<Metrics>,
     ) -> anyhow::Result<Self> {
         std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
         let open = |name: &str| {
@@ -125,9 +148,9 @@ impl Raft {
         let (state, path) = open("state.redb")?;
         let machine = Machine::open(state, path)?;
         let (log, path) = open("log.redb")?;
-        let log = LogStore::open(log, path)?;
+        let log = LogStore::open(log, path, metrics.clone())?;
         let held_log = log.held();
-        Self::assemble(node, settings(config), Arc::new(transport), machine, log, held_log).await
+        Self::assemble(node, settings(config), Arc::new(transport), machine, log, held_log, metrics).await
     }
 
     /// Takes part with stores that are open, over a link of any kind.
@@ -138,13 +161,15 @@ impl Raft {
         machine: Machine,
         log: impl RaftLogStorage<Group>,
         held_log: Weak<()>,
+        metrics: Arc<Metrics>,
     ) -> anyhow::Result<Self> {
         let silence_max = Duration::from_millis(settings.election_timeout_max).saturating_mul(SILENT_ELECTIONS_MAX);
         let settings = Arc::new(settings.validate().context("read the Raft settings")?);
         let raft = OpenRaft::new(node.0, settings, network::Network(link.clone()), log, machine.clone())
             .await
             .context("start Raft from its log")?;
-        Ok(Self { node, raft, machine, held_log, link, heard: server::Heard::default(), silence_max })
+        count_elections(&raft, metrics.clone());
+        Ok(Self { node, raft, machine, held_log, link, metrics, heard: server::Heard::default(), silence_max })
     }
 
     /// The handler of the Raft protocol.
@@ -178,7 +203,11 @@ impl Raft {
         let request = Request::Propose(bytes.clone());
         // A command with a request id is carried out once however often it arrives, and the others are made anew from
         // what is seen: so every command may be sent again after an answer was lost.
-        self.with_leader(&request, || server::propose_here(&self.raft, bytes.clone())).await
+        let start = Instant::now();
+        let answer = self.with_leader(&request, || server::propose_here(&self.raft, bytes.clone())).await;
+        observe(&self.metrics.proposal_times, start.elapsed());
+        self.metrics.proposals.get_or_create(&outcome(answer.is_ok())).inc();
+        answer
     }
 
     /// Waits until everything that was acknowledged before this call can be read here.

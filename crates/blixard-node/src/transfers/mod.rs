@@ -16,7 +16,6 @@
 mod queue;
 mod work;
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -27,6 +26,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use crate::images::{FetchError, Images, Progress};
+use crate::metrics::Metrics;
 
 use queue::Queue;
 
@@ -92,8 +92,7 @@ struct Shared {
     /// Wakes the worker.
     work: Notify,
     changed: watch::Sender<()>,
-    failures: AtomicU64,
-    panics: AtomicU64,
+    metrics: Arc<Metrics>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -122,18 +121,18 @@ impl Drop for Worker {
 
 impl Transfers {
     /// An empty queue, and the task that will work it off.
-    pub(crate) fn new(images: Images) -> Self {
-        Self::with(Arc::new(move |order| fetch(images.clone(), order).boxed()))
+    pub(crate) fn new(images: Images, metrics: Arc<Metrics>) -> Self {
+        let counted = metrics.clone();
+        Self::with(Arc::new(move |order| fetch(images.clone(), order, counted.clone()).boxed()), metrics)
     }
 
-    fn with(fetch: Fetch) -> Self {
+    fn with(fetch: Fetch, metrics: Arc<Metrics>) -> Self {
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
             fetch,
             work: Notify::new(),
             changed: watch::Sender::new(()),
-            failures: AtomicU64::new(0),
-            panics: AtomicU64::new(0),
+            metrics,
         });
         let worker = tokio::spawn(work::supervise(shared.clone()));
         Self { shared, _worker: Arc::new(Worker(Mutex::new(Some(worker)))) }
@@ -165,16 +164,6 @@ impl Transfers {
         self.shared.changed.subscribe()
     }
 
-    /// How often a transfer failed since the node started.
-    pub(crate) fn failures(&self) -> u64 {
-        self.shared.failures.load(Ordering::Relaxed)
-    }
-
-    /// How often a transfer or the worker itself panicked since the node started.
-    pub(crate) fn panics(&self) -> u64 {
-        self.shared.panics.load(Ordering::Relaxed)
-    }
-
     /// Ends the transfers under way and starts no others.
     pub(crate) async fn shutdown(&self) {
         if let Some(worker) = self._worker.take() {
@@ -193,13 +182,22 @@ impl Shared {
     /// Wakes the worker and whoever watches.
     fn tell(&self) {
         self.work.notify_one();
+        self.moved();
+    }
+
+    /// Tells whoever watches that a transfer has changed its state.
+    fn moved(&self) {
+        for (state, count) in self.queue().counts() {
+            self.metrics.transfers.get_or_create(&[("state", state.into())]).set(count);
+        }
         self.changed.send_replace(());
     }
 }
 
-async fn fetch(images: Images, order: Order) -> Result<(), String> {
+async fn fetch(images: Images, order: Order, metrics: Arc<Metrics>) -> Result<(), String> {
     images.keep(order.image, &order.manifest).await.map_err(|error| format!("{error:#}"))?;
     let fetched = images.fetch(&order.manifest, &order.sources, &order.progress).await;
+    metrics.fetched_bytes.inc_by(order.progress.borrow().bytes_received);
     if let Err(FetchError::Damaged(_)) = &fetched {
         // The store replaces nothing that it takes for whole: the next attempt begins after it was removed.
         images.drop_image(order.image).await.map_err(|error| format!("{error:#}"))?;

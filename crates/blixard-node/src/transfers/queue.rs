@@ -106,6 +106,20 @@ impl Queue {
         Some(TransferStatus { priority: transfer.priority, state, progress: *transfer.progress.borrow() })
     }
 
+    /// How many transfers there are in each state.
+    pub(super) fn counts(&self) -> [(&'static str, i64); 3] {
+        let mut counts = [("queued", 0), ("running", 0), ("failed", 0)];
+        for transfer in self.transfers.values() {
+            let at = match transfer.state {
+                State::Queued => 0,
+                State::Running(_) => 1,
+                State::Failed { .. } => 2,
+            };
+            counts[at].1 += 1;
+        }
+        counts
+    }
+
     /// The next transfer to start now, if there is one and room for it; from here on it counts as running.
     pub(super) fn start(&mut self, now: Instant) -> Option<(u64, Order)> {
         let running = self.transfers.values().filter(|transfer| transfer.is_running());

@@ -1,12 +1,14 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use blixard_core::{BlobHash, Part};
 
 use super::*;
 use crate::images::tests::{TestNode, disk, eventually, introduce, members, random};
+use crate::metrics::outcome;
 
 const MIB: usize = 1 << 20;
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -29,7 +31,8 @@ fn image(number: u8) -> (ImageId, Manifest) {
 /// Transfers that do as they are told, one instruction an attempt.
 fn scripted(script: Vec<BoxFuture<'static, Result<(), String>>>) -> Transfers {
     let script = Mutex::new(VecDeque::from(script));
-    Transfers::with(Arc::new(move |_| script.lock().unwrap().pop_front().expect("no more attempts were expected")))
+    let fetch = move |_| script.lock().unwrap().pop_front().expect("no more attempts were expected");
+    Transfers::with(Arc::new(fetch), Arc::default())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -49,21 +52,25 @@ async fn a_failed_transfer_is_tried_again_even_after_a_panic() {
     })
     .await;
     until(&transfers, "it is done, by itself", || transfers.status(id).is_none()).await;
-    assert_eq!((transfers.failures(), transfers.panics()), (2, 1));
+    let metrics = &transfers.shared.metrics;
+    let ended = |is_done| metrics.fetches.get_or_create(&outcome(is_done)).get();
+    assert_eq!((ended(true), ended(false), metrics.transfer_panics.get()), (1, 2, 1));
+    assert_eq!(metrics.transfers.get_or_create(&[("state", "failed".into())]).get(), 0, "none is left");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_worker_outlives_its_own_panic() {
     // A script that is at its end panics in the worker itself, which calls it, and not in a transfer.
     let calls = AtomicU64::new(0);
-    let transfers = Transfers::with(Arc::new(move |_| match calls.fetch_add(1, Ordering::Relaxed) {
+    let fetch = move |_| match calls.fetch_add(1, Ordering::Relaxed) {
         0 => panic!("on purpose"),
         _ => async { Ok(()) }.boxed(),
-    }));
+    };
+    let transfers = Transfers::with(Arc::new(fetch), Arc::default());
     let (id, manifest) = image(1);
     transfers.want(id, manifest, vec![EndpointId([1; 32])], Priority::Copy);
     eventually("the transfer is done", || async { transfers.status(id).is_none() }).await;
-    assert_eq!(transfers.panics(), 1);
+    assert_eq!(transfers.shared.metrics.transfer_panics.get(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -76,15 +83,18 @@ async fn cancelling_and_shutting_down_end_what_runs() {
     }
     let ended = Arc::new(AtomicU64::new(0));
     let counts = ended.clone();
-    let transfers = Transfers::with(Arc::new(move |_| {
-        let ends = Ends(counts.clone());
-        async move {
-            std::future::pending::<()>().await;
-            drop(ends);
-            Ok(())
-        }
-        .boxed()
-    }));
+    let transfers = Transfers::with(
+        Arc::new(move |_| {
+            let ends = Ends(counts.clone());
+            async move {
+                std::future::pending::<()>().await;
+                drop(ends);
+                Ok(())
+            }
+            .boxed()
+        }),
+        Arc::default(),
+    );
     let ids = [1, 2].map(|number| {
         let (id, manifest) = image(number);
         transfers.want(id, manifest, vec![EndpointId([1; 32])], Priority::VmWaiting);
@@ -106,7 +116,7 @@ async fn an_image_arrives_once_a_source_can_be_reached() {
     let content = random(1, 3 * MIB);
     let manifest = source.import_disk(&content).await;
     let late = TestNode::start().await;
-    let transfers = Transfers::new(target.images.clone());
+    let transfers = Transfers::new(target.images.clone(), Arc::default());
     transfers.want(manifest.id(), manifest.clone(), vec![late.id()], Priority::VmWaiting);
     until(&transfers, "it failed", || {
         matches!(transfers.status(manifest.id()).map(|status| status.state), Some(TransferState::Failed { .. }))
@@ -130,7 +140,7 @@ async fn a_damaged_copy_is_replaced() {
     std::fs::remove_file(&path).unwrap();
     // Not sealed, as after a power cut.
     std::fs::write(&path, vec![0; MIB]).unwrap();
-    let transfers = Transfers::new(target.images.clone());
+    let transfers = Transfers::new(target.images.clone(), Arc::default());
     transfers.want(manifest.id(), manifest.clone(), vec![source.id()], Priority::Copy);
     until(&transfers, "it is here again", || transfers.status(manifest.id()).is_none()).await;
     assert!(target.content(&manifest).await == content);

@@ -1,7 +1,6 @@
 //! The task that works the queue off, and the one that watches over it.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use blixard_core::ImageId;
@@ -9,6 +8,7 @@ use futures::FutureExt;
 use tokio::task::JoinSet;
 
 use super::Shared;
+use crate::metrics::outcome;
 
 /// The pause before a worker that panicked is started again: whatever it met may still be there.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
@@ -22,7 +22,7 @@ pub(super) async fn supervise(shared: Arc<Shared>) {
         worker.spawn(work(shared.clone()));
         match worker.join_next().await {
             Some(Err(error)) if error.is_panic() => {
-                shared.panics.fetch_add(1, Ordering::Relaxed);
+                shared.metrics.transfer_panics.inc();
                 tracing::error!(%error, "the transfer queue's worker panicked; it is started again");
             }
             // The runtime is shutting down.
@@ -66,24 +66,24 @@ fn start_due(shared: &Arc<Shared>, running: &mut JoinSet<Ended>) {
         let image = order.image;
         tracing::debug!(image = %image.short(), sources = order.sources.len(), "transfer begins");
         let fetch = std::panic::AssertUnwindSafe((shared.fetch)(order)).catch_unwind();
-        let panics = shared.clone();
+        let panicked = shared.clone();
         let task = running.spawn(async move {
             let result = fetch.await.unwrap_or_else(|_| {
-                panics.panics.fetch_add(1, Ordering::Relaxed);
+                panicked.metrics.transfer_panics.inc();
                 Err("the transfer panicked; the log says where".to_owned())
             });
             (image, number, result)
         });
         shared.queue().started(image, number, task);
-        shared.changed.send_replace(());
+        shared.moved();
     }
 }
 
 fn end(shared: &Shared, (image, number, result): Ended) {
+    shared.metrics.fetches.get_or_create(&outcome(result.is_ok())).inc();
     match &result {
         Ok(()) => tracing::info!(image = %image.short(), "image is here"),
         Err(reason) => {
-            shared.failures.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(image = %image.short(), reason, "transfer failed; it will be tried again");
         }
     }
@@ -91,5 +91,5 @@ fn end(shared: &Shared, (image, number, result): Ended) {
     // Without random bytes the wait is merely not spread.
     let _ = getrandom::fill(&mut spread);
     shared.queue().ended(image, number, result, Instant::now(), spread[0]);
-    shared.changed.send_replace(());
+    shared.moved();
 }

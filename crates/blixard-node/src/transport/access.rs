@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use super::Protocol;
 use super::connections::Connections;
+use super::traffic::Watched;
 
 /// The code with which a connection is closed that is not allowed.
 pub const REFUSED: u32 = 403;
@@ -93,8 +94,8 @@ impl AccessList {
         }
     }
 
-    pub(super) fn hook(&self, connections: Connections) -> Hook {
-        Hook { access: self.clone(), connections }
+    pub(super) fn hook(&self, connections: Connections, watched: Watched) -> Hook {
+        Hook { access: self.clone(), connections, watched }
     }
 }
 
@@ -102,11 +103,13 @@ impl AccessList {
 pub(super) struct Hook {
     access: AccessList,
     connections: Connections,
+    watched: Watched,
 }
 
 impl EndpointHooks for Hook {
     async fn after_handshake(&self, connection: &Connection) -> AfterHandshakeOutcome {
         if connection.side() != Side::Server {
+            self.watched.opened(connection);
             return AfterHandshakeOutcome::Accept;
         }
         let key = EndpointId(*connection.remote_id().as_bytes());
@@ -114,9 +117,11 @@ impl EndpointHooks for Hook {
             None => {
                 // A peer that reaches us can likely be reached: whoever waits out a backoff may try at once.
                 self.connections.forgive(key);
+                self.watched.opened(connection);
                 AfterHandshakeOutcome::Accept
             }
             Some(reason) => {
+                self.watched.refused();
                 tracing::debug!(peer = %key.short(), reason, "connection refused");
                 AfterHandshakeOutcome::Reject { error_code: REFUSED.into(), reason: reason.as_bytes().to_vec() }
             }

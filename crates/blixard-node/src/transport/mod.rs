@@ -13,6 +13,7 @@ pub mod http;
 mod identity;
 mod registry;
 mod ticket;
+mod traffic;
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::{Arc, Weak};
@@ -33,6 +34,8 @@ pub use registry::Registry;
 pub use ticket::{Ticket, TicketError, TicketSecret};
 
 use connections::Connections;
+pub(crate) use traffic::PathKind;
+use traffic::Watched;
 
 /// A dead peer's connections end after this time without a sign of life. iroh's own 30 s would hold up whatever waits.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -65,6 +68,17 @@ impl Protocol {
             Self::Api => b"blixard/api/1",
             Self::Join => b"blixard/join/1",
             Self::Blobs => iroh_blobs_alpn(),
+        }
+    }
+
+    /// The word for it in metrics.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Raft => "raft",
+            Self::Peer => "peer",
+            Self::Api => "api",
+            Self::Join => "join",
+            Self::Blobs => "blobs",
         }
     }
 
@@ -114,6 +128,7 @@ struct Inner {
     book: MemoryLookup,
     access: AccessList,
     connections: Connections,
+    watched: Watched,
     incarnation: u64,
     router: std::sync::Mutex<Option<Router>>,
 }
@@ -127,6 +142,7 @@ impl Transport {
         let book = MemoryLookup::new();
         let access = AccessList::default();
         let connections = Connections::default();
+        let watched = Watched::default();
         let quic = QuicTransportConfig::builder()
             .max_idle_timeout(Some(IDLE_TIMEOUT.try_into().expect("5 s is a valid idle time-out")))
             .keep_alive_interval(KEEP_ALIVE)
@@ -140,7 +156,7 @@ impl Transport {
             .portmapper_config(PortmapperConfig::Disabled)
             .address_lookup(book.clone())
             .transport_config(quic)
-            .hooks(access.hook(connections.clone()));
+            .hooks(access.hook(connections.clone(), watched.clone()));
         for address in &config.bind {
             // Every address there is of a family may be none: a host can be without IPv6.
             let options = BindOpts::default().set_is_required(!(address.is_ipv6() && address.ip().is_unspecified()));
@@ -158,7 +174,8 @@ impl Transport {
         let mut incarnation = [0; 8];
         getrandom::fill(&mut incarnation).context("draw a number for this process")?;
         let incarnation = u64::from_le_bytes(incarnation);
-        let inner = Inner { endpoint, book, access, connections, incarnation, router: std::sync::Mutex::new(None) };
+        let router = std::sync::Mutex::new(None);
+        let inner = Inner { endpoint, book, access, connections, watched, incarnation, router };
         Ok(Self { inner: Arc::new(inner), held: Arc::default() })
     }
 

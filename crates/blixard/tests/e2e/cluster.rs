@@ -84,6 +84,11 @@ impl Cluster {
         &self.member(id).address
     }
 
+    /// Where a node's HTTP door is.
+    pub(crate) fn http_address(&self, id: usize) -> &str {
+        &self.member(id).http
+    }
+
     pub(crate) fn data_dir(&self, id: usize) -> PathBuf {
         self.bench.path(&format!("data{id}"))
     }

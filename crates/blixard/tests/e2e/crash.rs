@@ -40,7 +40,8 @@ fn the_leader_dies_in_a_stream_of_writes() {
         let killed = Instant::now();
         cluster.kill(&[leader]);
         let elected = eventually("a new leader", || {
-            let leads = |id| Some(cluster.http(id, "/metrics")?.body.contains("blixard_raft_is_leader 1\n"));
+            let leads =
+                |id| Some(cluster.http(id, "/metrics")?.body.contains("blixard_raft_role{role=\"leader\"} 1\n"));
             [through, other].into_iter().any(|id| leads(id) == Some(true)).then(|| killed.elapsed())
         });
         writer.goes_on_for(30);

@@ -12,6 +12,7 @@ mod disks;
 mod guests;
 mod lifecycle;
 mod metrics;
+mod observed;
 mod outside;
 #[path = "../program/mod.rs"]
 #[allow(dead_code, reason = "each test program uses its own part of it")]

@@ -15,6 +15,7 @@ use crate::api::fault::{Fault, FaultKind};
 use crate::api::views::{AddImage, BlobView, ImageSource, ImageView};
 use crate::clock;
 use crate::images::ImportError;
+use crate::metrics::outcome;
 
 /// The tool for a second opinion on disks.
 const QEMU_IMG: &str = "qemu-img";
@@ -33,10 +34,14 @@ pub(super) async fn upload(State(server): State<Server>, body: RawBody) -> Resul
         }
     }
     let content = TryStreamExt::map_err(body.into_data_stream(), std::io::Error::other);
-    let blob = server.inner.images.import(content).await.map_err(|error| match error {
+    let imported = server.inner.images.import(content).await;
+    let metrics = &server.inner.metrics;
+    metrics.imports.get_or_create(&outcome(imported.is_ok())).inc();
+    let blob = imported.map_err(|error| match error {
         ImportError::Source(_) => Fault::bad_request(format!("the upload broke off: {error}")),
         other => Fault::new(FaultKind::Internal, format!("{:#}", anyhow::Error::from(other))),
     })?;
+    metrics.imported_bytes.inc_by(blob.bytes);
     let view = BlobView { hash: blob.hash, bytes: blob.bytes };
     server.inner.uploads.lock().expect("no holder of this lock panics").insert(blob.hash, (blob, Instant::now()));
     Ok(Json(view))

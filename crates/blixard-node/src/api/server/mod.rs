@@ -13,7 +13,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::extract::{FromRequest, FromRequestParts, MatchedPath, Request};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
 use blixard_core::{Actor, Answer, BlobHash, Change, Command, NodeId, RequestId};
@@ -23,8 +24,8 @@ use super::REQUEST_HEADER;
 use super::fault::{Fault, FaultKind};
 use crate::agent::Agent;
 use crate::clock;
-use crate::counters::Counters;
 use crate::images::{Images, ImportedBlob};
+use crate::metrics::{Metrics, observe};
 use crate::raft::Raft;
 use crate::transport::http::Caller;
 use crate::transport::{Handler, Transport};
@@ -44,7 +45,7 @@ struct Inner {
     transport: Transport,
     images: Images,
     agent: Agent,
-    counters: Arc<Counters>,
+    metrics: Arc<Metrics>,
     /// Blobs uploaded and not yet part of an image, and when they came.
     uploads: Mutex<BTreeMap<BlobHash, (ImportedBlob, Instant)>>,
 }
@@ -56,10 +57,10 @@ impl Server {
         transport: Transport,
         images: Images,
         agent: Agent,
-        counters: Arc<Counters>,
+        metrics: Arc<Metrics>,
     ) -> Self {
         let uploads = Mutex::default();
-        Self { inner: Arc::new(Inner { me, raft, transport, images, agent, counters, uploads }) }
+        Self { inner: Arc::new(Inner { me, raft, transport, images, agent, metrics, uploads }) }
     }
 
     /// The handler of the control API.
@@ -75,7 +76,7 @@ impl Server {
     }
 
     fn routes(&self) -> axum::Router {
-        let counters = self.inner.counters.clone();
+        let metrics = self.inner.metrics.clone();
         axum::Router::new()
             .route("/v1/cluster", get(cluster::show))
             .route("/v1/cluster/settings", put(cluster::change_settings))
@@ -100,10 +101,7 @@ impl Server {
             .route("/v1/blobs", post(images::upload))
             .fallback(async || Fault::not_found("there is no such request in this API"))
             .method_not_allowed_fallback(async || Fault::bad_request("this path does not take that method"))
-            .layer(axum::middleware::from_fn(move |request: Request, next: axum::middleware::Next| {
-                counters.api_requests.add(1);
-                next.run(request)
-            }))
+            .layer(axum::middleware::from_fn(move |request, next| measured(metrics.clone(), request, next)))
             .with_state(self.clone())
     }
 
@@ -140,6 +138,24 @@ impl Server {
         let command = Command { request: Some(request), at: clock::now(), by, change };
         Ok(self.inner.raft.propose(&command).await??)
     }
+}
+
+/// Answers a request, and notes which it was, how it ended, and how long it took.
+async fn measured(metrics: Arc<Metrics>, request: Request, next: Next) -> Response {
+    // The route and not the path, which has names that users choose: labels must be few.
+    let route = request.extensions().get::<MatchedPath>().map(|route| route.as_str().to_owned());
+    let route = route.unwrap_or_else(|| "unknown".to_owned());
+    let method = match request.method().as_str() {
+        known @ ("GET" | "POST" | "PUT" | "DELETE") => known.to_owned(),
+        _ => "OTHER".to_owned(),
+    };
+    let start = Instant::now();
+    let answer = next.run(request).await;
+    observe(&metrics.api_times.get_or_create(&[("route", route.clone().into())]), start.elapsed());
+    let labels =
+        [("route", route.into()), ("method", method.into()), ("status", answer.status().as_str().to_owned().into())];
+    metrics.api_requests.get_or_create(&labels).inc();
+    answer
 }
 
 /// Who asks, and the id of the request.
