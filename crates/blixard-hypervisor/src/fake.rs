@@ -137,13 +137,17 @@ impl Shared {
             let exit = self.write_exit(consoles, folder, spec, reason).map_err(|error| error.to_string())?;
             return Ok(VmState::Exited { reason: exit.reason, at_ms: exit.at_ms, ran_ms: exit.ran_ms });
         }
-        let nothing = || "none: no process runs".to_owned();
         Ok(VmState::Running(Running {
             pid: 0,
             since_ms: record.since_ms,
             stopping: record.stop.is_some(),
             accelerator: Accelerator::Fake,
-            confinement: Confinement { process: nothing(), limits: nothing() },
+            confinement: Confinement {
+                privileges: None,
+                shared_user: None,
+                limits: None,
+                unlimited: Some("no process runs".to_owned()),
+            },
         }))
     }
 

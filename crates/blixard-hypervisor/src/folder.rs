@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::identity::ProcessIdentity;
-use crate::observed::{Accelerator, Confinement, ExitReason};
+use crate::observed::{Accelerator, ExitReason};
 use crate::spec::LaunchSpec;
 
 /// The largest record that is read: a spec with the largest seed, escaped, stays well below.
@@ -30,6 +30,29 @@ const LAST_EXIT_FILE: &str = "last-exit.json";
 const LOCK_FILE: &str = "lock";
 const GUARD_STDERR_FILE: &str = "guard.stderr";
 
+/// The descriptor of the first file that a hypervisor is handed: far above what a guard opens for itself.
+pub(crate) const FIRST_FILE_FD: i32 = 100;
+
+/// A file that a guard opens for its hypervisor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct HandedFile {
+    /// Absolute, or relative to the vm's folder.
+    pub(crate) path: PathBuf,
+    pub(crate) handing: Handing,
+}
+
+/// How a hypervisor uses a file that it is handed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Handing {
+    /// Through the descriptor, reading.
+    ReadOnly,
+    /// Through the descriptor, reading and writing.
+    ReadWrite,
+    /// It opens the descriptor anew, so its user must be allowed to read the file.
+    Reopen,
+}
+
 /// What a guard is to run; written by the driver, read once by the guard.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Plan {
@@ -37,10 +60,15 @@ pub(crate) struct Plan {
     pub(crate) run: u64,
     pub(crate) program: PathBuf,
     pub(crate) argv: Vec<String>,
+    /// What the hypervisor is handed, from descriptor [`FIRST_FILE_FD`] on.
+    #[serde(default)]
+    pub(crate) files: Vec<HandedFile>,
     pub(crate) accelerator: Accelerator,
     /// The group that the guard enters before it starts the hypervisor, or why there is none.
     pub(crate) group: Result<PathBuf, String>,
-    pub(crate) limits: String,
+    /// The lowest port of this host that is published.
+    #[serde(default)]
+    pub(crate) lowest_port: Option<u16>,
 }
 
 /// What a guard says of itself while it runs.
@@ -55,7 +83,14 @@ pub(crate) struct GuardRecord {
     pub(crate) ready: bool,
     pub(crate) stopping: bool,
     pub(crate) accelerator: Accelerator,
-    pub(crate) confinement: Confinement,
+    /// Why the hypervisor has no user of its own, when it has none.
+    #[serde(default)]
+    pub(crate) shared_user: Option<String>,
+    /// The group that limits it, or else why there is none.
+    #[serde(default)]
+    pub(crate) group: Option<PathBuf>,
+    #[serde(default)]
+    pub(crate) unlimited: Option<String>,
 }
 
 /// How a run ended.

@@ -20,7 +20,8 @@
 //! ```
 //!
 //! A guard is this same program started again (see [`guard::run`]). If it dies, the kernel kills its hypervisor; there is
-//! never a guest without a guard. Under systemd the node's unit needs `KillMode=process`, or guards end with the node.
+//! never a guest without a guard. Where the node is root a hypervisor has a user of its own, and no capabilities; the guard
+//! opens the files of the guest and hands them over, so that this user needs to be allowed to open none. Under systemd the node's unit needs `KillMode=process`, or guards end with the node.
 //!
 //! # The folder of a vm
 //!
@@ -29,8 +30,8 @@
 //! | file | written by | holds |
 //! |---|---|---|
 //! | `spec.json` | driver | the [`LaunchSpec`] of the last launch |
-//! | `plan.json` | driver | what the guard is to run: program, arguments, control group |
-//! | `guard.json` | guard | processes (id and start time, so that a reused id fools nobody), state, confinement |
+//! | `plan.json` | driver | what the guard is to run: program, arguments, files, control group |
+//! | `guard.json` | guard | processes (id and start time, so that a reused id fools nobody), state, why it is not more confined |
 //! | `exit.json` | guard, or driver if the guard could not | how the run ended |
 //! | `disk.qcow2` | driver, then the guest | the vm's own disk, on top of the read-only base |
 //! | `seed.img` | driver | cloud-init's NoCloud seed |
@@ -57,6 +58,7 @@
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!("blixard-hypervisor runs QEMU for x86-64 guests on x86-64 Linux; other hosts are not supported yet");
 
+mod confinement;
 mod disk;
 mod driver;
 mod fake;
@@ -79,7 +81,7 @@ pub use driver::{ConsoleError, Driver, LaunchError, ListError, LogError, RemoveE
 pub use fake::{FakeDriver, FakeScript};
 pub use host::{HostFacts, probe};
 pub use log::{LOG_FILE_BYTES_MAX, LogChunk, LogPosition, LogSpan};
-pub use observed::{Accelerator, Confinement, ExitReason, ObservedVm, Running, VmState};
+pub use observed::{Accelerator, Confinement, ExitReason, Limits, ObservedVm, Privileges, Running, VmState};
 pub use qemu::{AcceleratorChoice, QemuDriver, QemuOptions};
 pub use spec::{
     BaseDisk, Boot, CMDLINE_BYTES_MAX, DISK_BYTES_MAX, DiskFormat, LaunchSpec, MEMORY_MIB_MIN, PORTS_MAX, PortForward,

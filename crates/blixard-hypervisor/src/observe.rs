@@ -1,5 +1,6 @@
 //! From the records in a vm's folder, and the processes that they name, to what the vm is doing.
 
+use crate::confinement;
 use crate::folder::{ExitRecord, Folder, GuardRecord, now_ms};
 use crate::identity::boot_id;
 use crate::observed::{ExitReason, ObservedVm, Running, VmState};
@@ -72,7 +73,7 @@ fn running(record: &GuardRecord) -> Running {
         since_ms: record.since_ms,
         stopping: record.stopping,
         accelerator: record.accelerator,
-        confinement: record.confinement.clone(),
+        confinement: confinement::observe(record),
     }
 }
 

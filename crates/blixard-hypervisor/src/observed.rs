@@ -84,13 +84,43 @@ impl fmt::Display for Accelerator {
     }
 }
 
-/// What holds a hypervisor process back, in words for people.
+/// What holds a hypervisor process back, as the kernel tells of the process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Confinement {
-    /// System call filter and privileges, such as `seccomp, no new privileges, user 0`.
-    pub process: String,
-    /// Memory and processor limits, or `none: ` and why.
-    pub limits: String,
+    /// What the process may do; none where there is no process (the fake driver).
+    pub privileges: Option<Privileges>,
+    /// Why the process has no user of its own, when it has none.
+    pub shared_user: Option<String>,
+    /// What the process may use; none without limits.
+    pub limits: Option<Limits>,
+    /// Why there are no limits, when there are none.
+    pub unlimited: Option<String>,
+}
+
+/// What a process may do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Privileges {
+    /// Number of its user.
+    pub user: u32,
+    /// Number of its group.
+    pub group: u32,
+    /// Numbers of its other groups.
+    pub groups: Vec<u32>,
+    /// Its capabilities by name, such as `net_bind_service`.
+    pub capabilities: Vec<String>,
+    /// Whether it can never gain more than this, whatever program it starts.
+    pub no_new_privileges: bool,
+    /// Whether a filter keeps it from system calls that it does not need.
+    pub system_call_filter: bool,
+}
+
+/// What a process may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Memory in MiB, the guest's and its hypervisor's together.
+    pub memory_mib: u64,
+    /// Processors.
+    pub processors: u64,
 }
 
 /// How a run ended.

@@ -1,16 +1,17 @@
 //! How long a vm takes from `vm create` to its guest's ready line, beside the same QEMU without a cluster around it.
 //!
 //! The bare run uses the very words with which the node started QEMU, with the console on standard output in place of
-//! the guard's socket. The image is on the node before the first run, so that nothing is fetched.
+//! the guard's socket, and the names of files for the descriptors that the guard hands over. The image is on the node before the first run, so that nothing is fetched.
 
 use super::Request;
 use super::samples::Samples;
 use crate::cluster::{self, Cluster, Entry, PATIENCE};
 use crate::guest;
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -20,8 +21,15 @@ const IMAGE: &str = "tiny";
 const VM: &str = "probe";
 /// The guard's sockets as they stand in QEMU's words, and what the bare run has in their place.
 const CHARDEVS: &[(&str, &str)] = &[("id=monitor0", "null,id=monitor0"), ("id=serial0", "stdio,id=serial0,signal=off")];
-/// The only file that QEMU's words name by a path relative to the vm's folder.
+/// How QEMU's words name a descriptor: where it opens it anew, and where it stands for a disk's file.
+const DESCRIPTORS: [&str; 2] = ["/proc/self/fd/", "/dev/fdset/"];
+/// What hands a descriptor to QEMU; the number of the set is that of the descriptor.
+const HANDS_OVER: &str = "-add-fd";
+/// The only file that goes with the vm, and so is copied.
 const SEED: &str = "seed.img";
+/// Where a guard finds what it is to run, with the files in the order of their descriptors.
+const PLAN: &str = "plan.json";
+const FIRST_FILE_FD: usize = 100;
 const POLL: Duration = Duration::from_millis(50);
 
 pub(super) fn run(request: &Request) -> Result<Vec<Samples>> {
@@ -63,7 +71,6 @@ pub(super) fn run(request: &Request) -> Result<Vec<Samples>> {
 /// How a node runs QEMU.
 struct Qemu {
     words: Vec<String>,
-    folder: std::path::PathBuf,
 }
 
 impl Qemu {
@@ -73,29 +80,47 @@ impl Qemu {
         let pid = cluster::unsigned(&view, "/live/pid")?;
         let line = fs::read(format!("/proc/{pid}/cmdline")).context("read how the node started QEMU")?;
         let line = String::from_utf8(line).context("read how the node started QEMU")?;
-        let words = bare(line.split_terminator('\0'))?;
-        let folder = cluster.dir().join("bare");
-        fs::create_dir_all(&folder).context("make a folder for bare QEMU")?;
-        let seed = cluster.data_dir(1).join("vms").join(cluster::text(&view, "/id")?).join(SEED);
-        fs::copy(&seed, folder.join(SEED)).with_context(|| format!("copy {}", seed.display()))?;
-        Ok(Self { words, folder })
+        let folder = cluster.data_dir(1).join("vms").join(cluster::text(&view, "/id")?);
+        let plan = fs::read(folder.join(PLAN)).context("read what the guard was to run")?;
+        let plan = serde_json::from_slice(&plan).context("read what the guard was to run")?;
+        let files = handed(&plan).context("the plan names its files in a way that is not known here")?;
+        let seed = cluster.dir().join(SEED);
+        let paths =
+            files.into_iter().map(|path| if path == Path::new(SEED) { seed.clone() } else { folder.join(path) });
+        fs::copy(folder.join(SEED), &seed).context("copy the seed")?;
+        Ok(Self { words: bare(line.split_terminator('\0'), &paths.collect::<Vec<_>>())? })
     }
 
     fn command(&self) -> Command {
         let mut command = Command::new(&self.words[0]);
-        command.args(&self.words[1..]).current_dir(Path::new(&self.folder));
+        command.args(&self.words[1..]);
         command
     }
 }
 
-/// QEMU's words with the console on standard output.
-fn bare<'a>(words: impl Iterator<Item = &'a str>) -> Result<Vec<String>> {
+/// The files that the guard hands to QEMU.
+fn handed(plan: &Value) -> Option<Vec<PathBuf>> {
+    plan["files"].as_array()?.iter().map(|file| Some(PathBuf::from(file["path"].as_str()?))).collect()
+}
+
+/// QEMU's words with the console on standard output, and with paths for descriptors.
+fn bare<'a>(words: impl Iterator<Item = &'a str>, files: &[PathBuf]) -> Result<Vec<String>> {
     let mut replaced = 0;
     let mut bare: Vec<String> = Vec::new();
     for word in words {
+        if bare.last().is_some_and(|last| last == HANDS_OVER) {
+            bare.pop();
+            continue;
+        }
         let chardev = CHARDEVS.iter().find(|(id, _)| word.starts_with("socket,") && word.contains(id));
         replaced += usize::from(chardev.is_some());
-        bare.push(chardev.map_or(word, |(_, new)| new).to_owned());
+        let mut word = chardev.map_or(word, |(_, new)| new).to_owned();
+        for (number, file) in (FIRST_FILE_FD..).zip(files) {
+            for descriptor in DESCRIPTORS {
+                word = word.replace(&format!("{descriptor}{number}"), &file.display().to_string());
+            }
+        }
+        bare.push(word);
     }
     ensure!(
         replaced == CHARDEVS.len() && !bare.is_empty(),
@@ -164,14 +189,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_sockets_of_the_guard_are_replaced() {
-        let line =
-            "qemu -m 256M -chardev socket,id=monitor0,fd=0 -chardev socket,id=serial0,fd=1 -serial chardev:serial0";
-        let words = bare(line.split(' ')).unwrap().join(" ");
-        let expected =
-            "qemu -m 256M -chardev null,id=monitor0 -chardev stdio,id=serial0,signal=off -serial chardev:serial0";
+    fn only_what_the_guard_holds_is_replaced() {
+        let line = "qemu -m 256M -kernel /proc/self/fd/100 -add-fd fd=101,set=101 -blockdev {/dev/fdset/101} -chardev socket,id=monitor0,fd=0 -chardev socket,id=serial0,fd=1 -serial chardev:serial0";
+        let files = ["/vmlinuz".into(), "/seed".into()];
+        let words = bare(line.split(' '), &files).unwrap().join(" ");
+        let expected = "qemu -m 256M -kernel /vmlinuz -blockdev {/seed} -chardev null,id=monitor0 -chardev stdio,id=serial0,signal=off -serial chardev:serial0";
         assert_eq!(words, expected);
-        assert!(bare("qemu -serial stdio".split(' ')).is_err());
-        assert!(bare(std::iter::empty()).is_err());
+        assert!(bare("qemu -serial stdio".split(' '), &[]).is_err());
+        assert!(bare(std::iter::empty(), &[]).is_err());
     }
 }

@@ -17,8 +17,10 @@
 mod client;
 mod console;
 mod control;
+mod files;
 mod monitor;
 mod orders;
+mod rights;
 mod supervise;
 
 use std::ffi::OsString;
@@ -36,7 +38,8 @@ pub(crate) use client::{order_kill, order_stop};
 
 use crate::folder::{ExitRecord, Folder, Plan, now_ms};
 use crate::host::kvm;
-use crate::observed::{Confinement, ExitReason};
+use crate::observed::ExitReason;
+use crate::process::Rights;
 
 /// Time in which a hypervisor must answer on its monitor. It takes 50 ms on an idle host; this is for a drowned one.
 pub(crate) const LAUNCH_TIMEOUT: Duration = Duration::from_secs(20);
@@ -93,7 +96,7 @@ fn guard(dir: &Path) -> Result<(), String> {
     let lock: Flock<File> = lock.ok_or("another guard holds this vm")?;
     let plan = folder.plan().map_err(|error| error.to_string())?.ok_or("there is no plan.json")?;
     let reason = match confine(&plan) {
-        Ok(confinement) => supervise::supervise(&folder, &plan, confinement),
+        Ok(confines) => supervise::supervise(&folder, &plan, confines),
         Err(detail) => ExitReason::LaunchFailed { detail },
     };
     let at_ms = now_ms();
@@ -110,8 +113,16 @@ fn guard(dir: &Path) -> Result<(), String> {
     }
 }
 
-/// Limits that the hypervisor inherits. Those that the host does not offer are reported, not required.
-fn confine(plan: &Plan) -> Result<Confinement, String> {
+/// What the hypervisor may do, and what this host does not offer to hold it back.
+struct Confines {
+    rights: Rights,
+    shared_user: Option<String>,
+    group: Result<PathBuf, String>,
+}
+
+/// Sets limits that the hypervisor inherits, and chooses its rights. What the host does not offer is reported, not
+/// required.
+fn confine(plan: &Plan) -> Result<Confines, String> {
     nix::sys::prctl::set_no_new_privs().map_err(|error| format!("give up new privileges: {error}"))?;
     let limit = |resource, wanted: u64| {
         let hard = getrlimit(resource)?.1.min(wanted);
@@ -119,15 +130,11 @@ fn confine(plan: &Plan) -> Result<Confinement, String> {
     };
     limit(Resource::RLIMIT_CORE, 0).map_err(|error| format!("forbid core dumps: {error}"))?;
     limit(Resource::RLIMIT_NOFILE, OPEN_FILES_MAX).map_err(|error| format!("limit open files: {error}"))?;
-    let limits = match &plan.group {
+    let group = plan.group.clone().and_then(|group| {
         // Zero means the process that writes; the hypervisor inherits the group without a moment outside of it.
-        Ok(group) => match std::fs::write(group.join("cgroup.procs"), "0") {
-            Ok(()) => plan.limits.clone(),
-            Err(error) => format!("none: enter the control group: {error}"),
-        },
-        Err(reason) => format!("none: {reason}"),
-    };
-    let user = nix::unistd::geteuid();
-    let user = if user.is_root() { "root".to_owned() } else { format!("user {user}") };
-    Ok(Confinement { process: format!("system call filter, no new privileges, {user}"), limits })
+        let entered = std::fs::write(group.join("cgroup.procs"), "0");
+        entered.map(|()| group).map_err(|error| format!("enter the control group: {error}"))
+    });
+    let (rights, shared_user) = rights::choose(plan);
+    Ok(Confines { rights, shared_user, group })
 }

@@ -14,11 +14,11 @@ use super::console::Console;
 use super::control::{Answer, Control, Order};
 use super::monitor::{Monitor, News};
 use super::orders::{Deed, Orders};
-use super::{LAUNCH_TIMEOUT, Report, send_report};
+use super::{Confines, LAUNCH_TIMEOUT, Report, files, send_report};
 use crate::folder::{CONSOLE_SOCKET, CONTROL_SOCKET, Folder, GuardRecord, Plan, now_ms};
 use crate::identity::{ProcessHandle, ProcessIdentity};
 use crate::log::LogWriter;
-use crate::observed::{Confinement, ExitReason};
+use crate::observed::ExitReason;
 use crate::process;
 
 /// What is kept of the hypervisor's standard error: its last words, in an exit reason that people read.
@@ -60,8 +60,8 @@ struct Supervisor<'a> {
 }
 
 /// Runs the plan to its end and says how it ended. Reports to the launcher as soon as the hypervisor has answered.
-pub(super) fn supervise(folder: &Folder, plan: &Plan, confinement: Confinement) -> ExitReason {
-    let reason = match Supervisor::start(folder, plan, confinement) {
+pub(super) fn supervise(folder: &Folder, plan: &Plan, confines: Confines) -> ExitReason {
+    let reason = match Supervisor::start(folder, plan, confines) {
         Ok(supervisor) => supervisor.run(),
         Err(detail) => ExitReason::LaunchFailed { detail },
     };
@@ -73,7 +73,7 @@ pub(super) fn supervise(folder: &Folder, plan: &Plan, confinement: Confinement) 
 }
 
 impl<'a> Supervisor<'a> {
-    fn start(folder: &'a Folder, plan: &Plan, confinement: Confinement) -> Result<Supervisor<'a>, String> {
+    fn start(folder: &'a Folder, plan: &Plan, confines: Confines) -> Result<Supervisor<'a>, String> {
         let context = |doing: &'static str| move |error: io::Error| format!("{doing}: {error}");
         // Blocked signals do not interrupt; these are read from a descriptor, and SIGHUP and SIGPIPE mean nothing here.
         let mut polite = SigSet::empty();
@@ -98,8 +98,10 @@ impl<'a> Supervisor<'a> {
             &plan.argv,
             OwnedFd::from(monitor_theirs),
             OwnedFd::from(serial_theirs),
+            files::open(&plan.files, &confines.rights)?,
+            &confines.rights,
         )
-        .map_err(|error| format!("start {}: {error}", plan.program.display()))?;
+        .map_err(|error| cannot_start(plan, &confines, &error))?;
 
         let watched = ProcessIdentity::of(child.id()).and_then(|identity| {
             // Our own child that nobody has waited for cannot have passed its id on.
@@ -132,7 +134,9 @@ impl<'a> Supervisor<'a> {
             ready: false,
             stopping: false,
             accelerator: plan.accelerator,
-            confinement,
+            shared_user: confines.shared_user,
+            unlimited: confines.group.as_ref().err().cloned(),
+            group: confines.group.ok(),
         };
         folder.write_guard(&record).map_err(context("write guard.json"))?;
         Ok(Supervisor {
@@ -335,6 +339,18 @@ fn take_stop(orders: &mut Orders, record: &mut GuardRecord, folder: &Folder, tim
         record.stopping = true;
         // Only shown to people; the order itself stands.
         let _ = folder.write_guard(record);
+    }
+}
+
+/// Why the program did not start; a user of the guest's own may be kept from what root may do.
+fn cannot_start(plan: &Plan, confines: &Confines, error: &io::Error) -> String {
+    let program = plan.program.display();
+    match &confines.rights.account {
+        Some(account) if error.kind() == io::ErrorKind::PermissionDenied => format!(
+            "start {program}: {error}; the guest runs as user {}, so others must be allowed to run the program",
+            account.id
+        ),
+        _ => format!("start {program}: {error}"),
     }
 }
 

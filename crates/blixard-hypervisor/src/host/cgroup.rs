@@ -8,6 +8,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::observed::Limits;
 use crate::spec::LaunchSpec;
 
 /// What QEMU needs besides the guest's memory: translated code, devices, queues, and the guard. Measured at 90 MiB;
@@ -16,14 +17,8 @@ const OVERHEAD_MIB: u64 = 256;
 /// Period of the processor limit in microseconds; the kernel's default.
 const PERIOD_US: u64 = 100_000;
 
-/// A vm's group and its limits in words.
-pub(crate) struct Group {
-    pub(crate) path: PathBuf,
-    pub(crate) limits: String,
-}
-
 /// Makes the vm's group with its limits, or says why there is none.
-pub(crate) fn create(parent: Option<&Path>, spec: &LaunchSpec) -> Result<Group, String> {
+pub(crate) fn create(parent: Option<&Path>, spec: &LaunchSpec) -> Result<PathBuf, String> {
     let parent = match parent {
         Some(parent) => parent.to_owned(),
         None => delegated_parent()?,
@@ -31,7 +26,7 @@ pub(crate) fn create(parent: Option<&Path>, spec: &LaunchSpec) -> Result<Group, 
     create_below(&parent, spec)
 }
 
-fn create_below(parent: &Path, spec: &LaunchSpec) -> Result<Group, String> {
+fn create_below(parent: &Path, spec: &LaunchSpec) -> Result<PathBuf, String> {
     let context = |doing: String| move |error: io::Error| format!("{doing}: {error}");
     let available = fs::read_to_string(parent.join("cgroup.controllers"))
         .map_err(|_| format!("{} is not a version 2 control group", parent.display()))?;
@@ -55,7 +50,31 @@ fn create_below(parent: &Path, spec: &LaunchSpec) -> Result<Group, String> {
     let processors = u64::from(spec.vcpus) + 1;
     fs::write(path.join("cpu.max"), format!("{} {PERIOD_US}", processors * PERIOD_US))
         .map_err(context("limit processors".into()))?;
-    Ok(Group { path, limits: format!("memory {memory_mib} MiB, {processors} processors") })
+    Ok(path)
+}
+
+/// The limits of a process by its group, or why it has none.
+pub(crate) fn limits_of(pid: u32, group: &Path) -> Result<Limits, String> {
+    let own = fs::read_to_string(format!("/proc/{pid}/cgroup")).map_err(|error| format!("read its group: {error}"))?;
+    let own = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default();
+    if Path::new(own).file_name() != group.file_name() {
+        return Err(format!("it is not in its control group {}", group.display()));
+    }
+    read_limits(group)
+}
+
+fn read_limits(group: &Path) -> Result<Limits, String> {
+    let read = |file: &str| {
+        fs::read_to_string(group.join(file)).map_err(|error| format!("read {}: {error}", group.join(file).display()))
+    };
+    // A group without a limit says `max` in place of the number.
+    let number = |text: Option<&str>| text.and_then(|text| text.trim().parse::<u64>().ok());
+    let memory_bytes = number(Some(&read("memory.max")?)).ok_or("its control group does not limit memory")?;
+    let processors = read("cpu.max")?;
+    let mut processors = processors.split_ascii_whitespace();
+    let (quota, period) = (number(processors.next()), number(processors.next()));
+    let quota = quota.ok_or("its control group does not limit processors")?;
+    Ok(Limits { memory_mib: memory_bytes >> 20, processors: quota.div_ceil(period.unwrap_or(PERIOD_US).max(1)) })
 }
 
 /// Removes the vm's group once nothing runs in it.
@@ -111,11 +130,15 @@ mod tests {
         let spec = sample();
         for _ in 0..2 {
             let group = create_below(parent.path(), &spec).unwrap();
-            let read = |file: &str| fs::read_to_string(group.path.join(file)).unwrap();
+            let read = |file: &str| fs::read_to_string(group.join(file)).unwrap();
             assert_eq!(read("memory.max"), (512_u64 << 20).to_string());
             assert_eq!(read("cpu.max"), "300000 100000");
-            assert_eq!(group.limits, "memory 512 MiB, 3 processors");
+            assert_eq!(read_limits(&group), Ok(Limits { memory_mib: 512, processors: 3 }));
         }
+        let group = create_below(parent.path(), &spec).unwrap();
+        fs::write(group.join("memory.max"), "max\n").unwrap();
+        assert!(read_limits(&group).unwrap_err().contains("does not limit memory"));
+        assert!(limits_of(std::process::id(), &group).unwrap_err().contains("not in its control group"));
         assert_eq!(fs::read_to_string(parent.path().join("cgroup.subtree_control")).unwrap(), "+cpu +memory");
     }
 

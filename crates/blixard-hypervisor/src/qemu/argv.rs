@@ -1,8 +1,14 @@
 //! From a spec to QEMU's command line: a pure function, held by the texts in `testdata/`.
+//!
+//! QEMU gets no path of a guest's files but descriptors, which its guard has opened: it may run as a user that could open
+//! none of them. It knows those of disks as descriptor sets; a kernel it only takes by a name, and has that of the
+//! descriptor.
+
+use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::folder::{DISK_FILE, SEED_FILE};
+use crate::folder::{DISK_FILE, FIRST_FILE_FD, HandedFile, Handing, SEED_FILE};
 use crate::observed::Accelerator;
 use crate::spec::{BaseDisk, Boot, LaunchSpec, Protocol};
 
@@ -32,9 +38,38 @@ impl Machine {
     }
 }
 
-/// QEMU's arguments. It is started in the vm's folder, with its monitor on descriptor 0 and its serial console on
-/// descriptor 1, both sockets.
-pub(super) fn argv(spec: &LaunchSpec, host: Host) -> Vec<String> {
+/// How QEMU is started.
+pub(super) struct CommandLine {
+    pub(super) argv: Vec<String>,
+    pub(super) files: Vec<HandedFile>,
+}
+
+/// The files that QEMU is handed, in the order of their descriptors.
+#[derive(Default)]
+struct Files(Vec<HandedFile>);
+
+impl Files {
+    fn hand(&mut self, path: &Path, handing: Handing) -> usize {
+        self.0.push(HandedFile { path: path.to_owned(), handing });
+        FIRST_FILE_FD as usize + self.0.len() - 1
+    }
+
+    /// A name under which QEMU opens the file itself.
+    fn name(&mut self, path: &Path) -> String {
+        format!("/proc/self/fd/{}", self.hand(path, Handing::Reopen))
+    }
+
+    /// A name for a block device's file, which stands for the descriptor of that number.
+    fn set(&mut self, path: &Path, read_only: bool) -> String {
+        let handing = if read_only { Handing::ReadOnly } else { Handing::ReadWrite };
+        format!("/dev/fdset/{}", self.hand(path, handing))
+    }
+}
+
+/// QEMU's arguments, and the files that it is handed. Its monitor is on descriptor 0 and its serial console on descriptor
+/// 1, both sockets.
+pub(super) fn command_line(spec: &LaunchSpec, host: Host) -> CommandLine {
+    let mut files = Files::default();
     let machine = match spec.boot {
         Boot::Kernel { .. } => Machine::Microvm,
         Boot::Disk(_) => Machine::Q35,
@@ -61,9 +96,9 @@ pub(super) fn argv(spec: &LaunchSpec, host: Host) -> Vec<String> {
     option("smp", spec.vcpus.to_string());
     option("m", format!("{}M", spec.memory_mib));
     if let Boot::Kernel { kernel, initrd, cmdline, .. } = &spec.boot {
-        option("kernel", kernel.to_string_lossy().into_owned());
+        option("kernel", files.name(kernel));
         if let Some(initrd) = initrd {
-            option("initrd", initrd.to_string_lossy().into_owned());
+            option("initrd", files.name(initrd));
         }
         option("append", kernel_arguments(cmdline, host));
     }
@@ -80,10 +115,15 @@ pub(super) fn argv(spec: &LaunchSpec, host: Host) -> Vec<String> {
     // The order decides the names in the guest: the vm's own disk is vda, the seed comes behind it.
     let mut drives = vec![];
     if has_disk(spec) {
-        drives.push(("disk0", disk(spec.boot.base())));
+        drives.push(("disk0", disk(&mut files, spec.boot.base())));
     }
     if spec.seed.is_some() {
-        drives.push(("seed0", file_node("raw", SEED_FILE, true)));
+        drives.push(("seed0", file_node(&mut files, "raw", Path::new(SEED_FILE), true)));
+    }
+    for (fd, file) in (FIRST_FILE_FD..).zip(&files.0) {
+        if file.handing != Handing::Reopen {
+            option("add-fd", format!("fd={fd},set={fd}"));
+        }
     }
     for (node, mut description) in drives {
         description["node-name"] = json!(node);
@@ -98,7 +138,7 @@ pub(super) fn argv(spec: &LaunchSpec, host: Host) -> Vec<String> {
     option("device", format!("{},netdev=net0,mac={mac}{rom}", machine.device("net")));
     option("device", machine.device("rng"));
     argv.extend(["-no-reboot", "-nodefaults", "-no-user-config"].map(str::to_owned));
-    argv
+    CommandLine { argv, files: files.0 }
 }
 
 /// Whether the vm has a disk of its own.
@@ -106,17 +146,18 @@ pub(super) fn has_disk(spec: &LaunchSpec) -> bool {
     spec.boot.base().is_some() || spec.disk_bytes.is_some()
 }
 
-fn file_node(format: &str, path: &str, read_only: bool) -> Value {
-    json!({ "driver": format, "read-only": read_only, "file": { "driver": "file", "filename": path } })
+fn file_node(files: &mut Files, format: &str, path: &Path, read_only: bool) -> Value {
+    let name = files.set(path, read_only);
+    json!({ "driver": format, "read-only": read_only, "file": { "driver": "file", "filename": name } })
 }
 
 /// The overlay with its base spelled out, so that QEMU follows no name in any header.
-fn disk(base: Option<&BaseDisk>) -> Value {
-    let mut overlay = file_node("qcow2", DISK_FILE, false);
+fn disk(files: &mut Files, base: Option<&BaseDisk>) -> Value {
+    let mut overlay = file_node(files, "qcow2", Path::new(DISK_FILE), false);
     overlay["discard"] = json!("unmap");
     overlay["file"]["discard"] = json!("unmap");
     if let Some(base) = base {
-        let mut node = file_node(base.format.qemu_name(), &base.path.to_string_lossy(), true);
+        let mut node = file_node(files, base.format.qemu_name(), &base.path, true);
         if node["driver"] == "qcow2" {
             // A base stands on its own; were it to name another file, that file stays shut.
             node["backing"] = Value::Null;
@@ -165,8 +206,6 @@ fn kernel_arguments(cmdline: &str, host: Host) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::path::Path;
-
     use super::*;
     use crate::spec::tests::sample;
     use crate::spec::{DiskFormat, PortForward, Seed};
@@ -174,12 +213,13 @@ mod tests {
     const TCG: Host = Host { accelerator: Accelerator::Tcg, tsc_khz: Some(2_596_134) };
     const KVM: Host = Host { accelerator: Accelerator::Kvm, tsc_khz: Some(2_596_134) };
 
-    /// Compares with the text in `testdata/`, an argument and its value to a line. With `BLIXARD_UPDATE_TESTDATA` set
+    /// Compares with the text in `testdata/`, an argument and its value to a line, then the files. With `BLIXARD_UPDATE_TESTDATA` set
     /// the text is written instead.
     fn check(name: &str, spec: &LaunchSpec, host: Host) {
         spec.validate().unwrap();
         let mut text = String::new();
-        for argument in argv(spec, host) {
+        let line = command_line(spec, host);
+        for argument in line.argv {
             let begins = argument.starts_with('-') && !text.is_empty();
             text += if begins {
                 "\n"
@@ -191,6 +231,9 @@ mod tests {
             text += &argument;
         }
         text += "\n";
+        for (fd, file) in (FIRST_FILE_FD..).zip(line.files) {
+            text += &format!("{fd} {:?} {}\n", file.handing, file.path.display());
+        }
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/qemu/testdata").join(name);
         if std::env::var_os("BLIXARD_UPDATE_TESTDATA").is_some() {
             std::fs::write(&path, &text).unwrap();

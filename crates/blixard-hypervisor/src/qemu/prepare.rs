@@ -44,18 +44,16 @@ impl QemuDriver {
             seed::write(&folder.path().join(SEED_FILE), seed).map_err(context("write the seed disk"))?;
         }
         let host = self.host()?;
-        let (group, limits) = match cgroup::create(self.options.cgroup_parent.as_deref(), spec) {
-            Ok(group) => (Ok(group.path), group.limits),
-            Err(reason) => (Err(reason), String::new()),
-        };
+        let command_line = argv::command_line(spec, host);
         let plan = Plan {
             epoch: spec.epoch,
             run: spec.run,
             program,
-            argv: argv::argv(spec, host),
+            argv: command_line.argv,
+            files: command_line.files,
             accelerator: host.accelerator,
-            group,
-            limits,
+            group: cgroup::create(self.options.cgroup_parent.as_deref(), spec),
+            lowest_port: spec.publish.iter().map(|port| port.host_port).min(),
         };
         folder.write_plan(&plan).map_err(context("write plan.json"))
     }

@@ -1,16 +1,19 @@
 //! What holds for QEMU besides the contract: processes, ports, disks, seeds.
 
+use std::fs::Permissions;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use blixard_hypervisor::{
     Accelerator, AcceleratorChoice, BaseDisk, Boot, DiskFormat, Driver, ExitReason, LaunchError, LaunchSpec,
-    PortForward, Protocol, QemuDriver, QemuOptions, Seed, VmState, inspect_disk,
+    PortForward, Protocol, QemuDriver, QemuOptions, Running, Seed, VmState, inspect_disk,
 };
 use nix::sys::signal::{Signal, kill, killpg};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, geteuid};
 
 use crate::Case;
 use crate::bench::{
@@ -22,6 +25,9 @@ type Check = fn(&QemuBench);
 
 const CHECKS: &[(&str, Check)] = &[
     ("the_hypervisor_is_confined", the_hypervisor_is_confined),
+    ("guests_cannot_reach_each_other", guests_cannot_reach_each_other),
+    ("a_low_port_costs_one_capability", a_low_port_costs_one_capability),
+    ("a_node_without_root_says_what_is_missing", a_node_without_root_says_what_is_missing),
     ("a_vm_outlives_the_group_that_launched_it", a_vm_outlives_the_group_that_launched_it),
     ("a_guard_that_dies_takes_the_guest_along", a_guard_that_dies_takes_the_guest_along),
     ("a_hypervisor_that_dies_is_noticed", a_hypervisor_that_dies_is_noticed),
@@ -86,6 +92,17 @@ fn the_hypervisor_is_confined(bench: &QemuBench) {
     // 2 is filter mode.
     assert_eq!(status_field(processes.hypervisor, "Seccomp"), "2");
     assert_eq!(status_field(processes.hypervisor, "NoNewPrivs"), "1");
+    for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+        assert_eq!(status_field(processes.hypervisor, set), "0000000000000000", "{set}");
+    }
+    let user = user_of(&processes);
+    for field in ["Uid", "Gid"] {
+        let ids = format!("{user}\t{user}\t{user}\t{user}");
+        assert_eq!(status_field(processes.hypervisor, field), ids, "{field}");
+    }
+    if geteuid().is_root() {
+        assert_eq!(status_field(processes.hypervisor, "Groups"), "");
+    }
     let environment = std::fs::read(format!("/proc/{}/environ", processes.hypervisor)).unwrap();
     assert!(!String::from_utf8_lossy(&environment).contains("CARGO"), "the environment was handed on");
     let resident = status_field(processes.guard, "VmRSS");
@@ -95,8 +112,121 @@ fn the_hypervisor_is_confined(bench: &QemuBench) {
     let files = std::fs::read_dir(format!("/proc/{}/fd", processes.hypervisor)).unwrap();
     let targets: Vec<_> = files.filter_map(|file| std::fs::read_link(file.unwrap().path()).ok()).collect();
     assert!(!targets.iter().any(|target| target.ends_with("lock")), "{targets:?}");
-    let VmState::Running(running) = state(&driver, &spec.vm) else { panic!("it does not run") };
-    assert!(!running.confinement.limits.is_empty());
+    let confinement = running(&driver, &spec.vm).confinement;
+    let privileges = confinement.privileges.unwrap();
+    assert_eq!((privileges.user, privileges.group), (user, user));
+    assert!(privileges.no_new_privileges && privileges.system_call_filter && privileges.capabilities.is_empty());
+    assert_eq!(confinement.shared_user.is_none(), geteuid().is_root());
+    assert_ne!(confinement.limits.is_none(), confinement.unlimited.is_none());
+}
+
+fn running(driver: &dyn Driver, vm: &str) -> Running {
+    match state(driver, vm) {
+        VmState::Running(running) => running,
+        state => panic!("{state:?}"),
+    }
+}
+
+/// The user that a vm's hypervisor must have: the one of its guard's number where this test is root, else its own.
+fn user_of(processes: &Processes) -> u32 {
+    if geteuid().is_root() { 2_100_000_000 + processes.guard.as_raw() as u32 } else { geteuid().as_raw() }
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+}
+
+fn guests_cannot_reach_each_other(bench: &QemuBench) {
+    let driver = bench.driver();
+    let specs = [bench.stubborn(), LaunchSpec { vm: "0b".into(), ..bench.stubborn() }];
+    let [one, other] = specs.map(|spec| {
+        let spec = LaunchSpec { disk_bytes: Some(1 << 20), ..spec };
+        driver.launch(&spec).unwrap();
+        (processes(bench, &spec.vm), bench.root().join(&spec.vm).join("disk.qcow2"))
+    });
+    // Among its descriptors is its own disk and no other vm's.
+    let files = std::fs::read_dir(format!("/proc/{}/fd", one.0.hypervisor)).unwrap();
+    let targets: Vec<_> = files.filter_map(|file| std::fs::read_link(file.unwrap().path()).ok()).collect();
+    assert!(targets.contains(&one.1) && !targets.contains(&other.1), "{targets:?}");
+    if !geteuid().is_root() {
+        return;
+    }
+    // The folders are no help, so that the file itself must refuse.
+    for folder in [bench.scratch(), bench.root(), other.1.parent().unwrap(), one.1.parent().unwrap()] {
+        set_mode(folder, 0o755);
+    }
+    let refused = |program: &str, arguments: &[&str]| {
+        let mut command = Command::new(program);
+        let output = command.args(arguments).uid(user_of(&one.0)).gid(user_of(&one.0)).output().unwrap();
+        assert!(!output.status.success(), "{program} {arguments:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let path = |path: &Path| path.to_str().unwrap().to_owned();
+    // Not the other's disk, nor its own but through the descriptor that it was handed.
+    for disk in [&other.1, &one.1] {
+        let said = refused("head", &["-c1", &path(disk)]);
+        assert!(said.contains("Permission denied"), "{said}");
+    }
+    let said = refused("ls", &[&format!("/proc/{}/fd", other.0.hypervisor)]);
+    assert!(said.contains("Permission denied"), "{said}");
+    let said = refused("sh", &["-c", &format!("kill -9 {}", other.0.hypervisor)]);
+    assert!(said.contains("not permitted"), "{said}");
+}
+
+fn a_low_port_costs_one_capability(bench: &QemuBench) {
+    let driver = bench.driver();
+    let mut spec = bench.stubborn();
+    // Free when looked at; nothing else on this host asks for ports of that kind in between.
+    let Some(port) = (600..1024).find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()) else {
+        assert!(!geteuid().is_root(), "root finds no free port below 1024");
+        spec.publish = vec![tcp(1023)];
+        assert!(driver.launch(&spec).unwrap_err().to_string().contains("not allowed to this user"));
+        return;
+    };
+    spec.publish = vec![tcp(port)];
+    driver.launch(&spec).unwrap();
+    TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let privileges = running(&driver, &spec.vm).confinement.privileges.unwrap();
+    assert_eq!(privileges.capabilities, ["net_bind_service"]);
+    let hypervisor = processes(bench, &spec.vm).hypervisor;
+    assert_eq!(status_field(hypervisor, "CapEff"), format!("{:016x}", 1 << 10));
+}
+
+fn a_node_without_root_says_what_is_missing(bench: &QemuBench) {
+    // Somewhere that another user can enter: this program, a kernel, and a root folder.
+    let folder = tempfile::Builder::new().permissions(Permissions::from_mode(0o755)).tempdir().unwrap();
+    let (program, kernel, root) =
+        (folder.path().join("contract"), folder.path().join("vmlinuz"), folder.path().join("vms"));
+    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    std::fs::copy(guest_dir().join("vmlinuz"), &kernel).unwrap();
+    std::fs::create_dir(&root).unwrap();
+    let mut spec = bench.stubborn();
+    spec.boot = Boot::Kernel { kernel, initrd: None, cmdline: "panic=0".into(), root: None };
+    spec.disk_bytes = Some(1 << 20);
+    let mut launcher = Command::new(program);
+    let user = if geteuid().is_root() { 65_534 } else { geteuid().as_raw() };
+    if geteuid().is_root() {
+        std::os::unix::fs::chown(&root, Some(user), Some(user)).unwrap();
+        launcher.uid(user).gid(user);
+    }
+    let mut launcher =
+        launcher.arg(LAUNCH_ARGUMENT).arg(&root).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let mut orders = launcher.stdin.take().unwrap();
+    writeln!(orders, "{}", serde_json::to_string(&spec).unwrap()).unwrap();
+    drop(orders);
+    // The driver of this process only looks, and ends what it finds.
+    let driver = QemuBench::driver_on(&root, AcceleratorChoice::Tcg);
+    let seen = eventually("the vm of another user", || match crate::bench::seen(&driver, &spec.vm)?.state {
+        VmState::Running(running) => Some(running.confinement),
+        _ => None,
+    });
+    driver.remove(&spec.vm).unwrap();
+    launcher.kill().unwrap();
+    launcher.wait().unwrap();
+    let privileges = seen.privileges.unwrap();
+    assert_eq!(privileges.user, user);
+    assert!(privileges.capabilities.is_empty() && privileges.system_call_filter && privileges.no_new_privileges);
+    assert!(seen.shared_user.unwrap().contains("does not run as root"));
 }
 
 /// Body of this program started with [`LAUNCH_ARGUMENT`]: launches and waits to be killed.
@@ -315,13 +445,19 @@ fn a_damaged_record_of_a_guard_does_not_save_it(bench: &QemuBench) {
 }
 
 fn what_a_failing_hypervisor_says_is_told(bench: &QemuBench) {
-    use std::os::unix::fs::PermissionsExt;
     let script = bench.scratch().join("qemu");
     std::fs::write(&script, "#!/bin/sh\necho 'no luck today' >&2\nexit 3\n").unwrap();
-    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    set_mode(&script, 0o755);
     let options = QemuOptions { qemu: script, accelerator: AcceleratorChoice::Tcg, ..QemuOptions::default() };
     let guard = vec![std::env::current_exe().unwrap().into(), GUARD_ARGUMENT.into()];
     let driver = QemuDriver::new(bench.root(), guard, options).unwrap();
+    if geteuid().is_root() {
+        // A folder that is closed to others is closed to the guest's user.
+        set_mode(bench.scratch(), 0o700);
+        let error = driver.launch(&bench.obedient()).unwrap_err().to_string();
+        assert!(error.contains("others must be allowed to run"), "{error}");
+    }
+    set_mode(bench.scratch(), 0o755);
     let error = driver.launch(&bench.obedient()).unwrap_err();
     assert!(error.to_string().contains("no luck today"), "{error}");
 }

@@ -54,6 +54,10 @@ fn launch_is_seen_and_repeatable(bench: &dyn Bench) {
     assert_eq!((first.name.as_str(), first.epoch, first.run), (spec.name.as_str(), 1, 1));
     let VmState::Running(running) = &first.state else { panic!("{first:?}") };
     assert!(running.since_ms > 0 && !running.stopping);
+    // Either something holds the process back, or it is said why nothing does.
+    let confinement = &running.confinement;
+    assert_eq!(confinement.privileges.is_some(), running.pid != 0);
+    assert!(confinement.limits.is_some() || confinement.unlimited.as_ref().is_some_and(|why| !why.is_empty()));
     driver.launch(&spec).unwrap();
     assert_eq!(seen(&*driver, &spec.vm).unwrap(), first, "a repeated launch changed something");
     await_log(&*driver, &spec.vm, READY);

@@ -13,7 +13,8 @@ use iroh_blobs::api::blobs::{Bitfield, BlobStatus};
 
 use super::{BlobError, Images};
 
-/// The mode of a sealed file: whoever may enter the directory may boot from it, and nobody writes to it.
+/// The mode of a sealed file: nobody writes to it, and a guest, whose user could not enter the directory, may read it once
+/// its guard has opened it.
 const SEALED_MODE: u32 = 0o444;
 
 /// Whether a file was sealed with a content of this length. The mode is the mark: it reaches the disk after the content

@@ -1,8 +1,10 @@
 //! A vm's life under QEMU, on another node than the one that is asked.
 
 use std::net::TcpListener;
+use std::os::unix::fs::MetadataExt;
 
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::geteuid;
 use serde_json::Value;
 
 use crate::cluster::{Cluster, Plan};
@@ -78,6 +80,14 @@ fn a_vm_lives_through_everything_but_its_deletion() {
     one.finds("what the other viewer asked", |seen| seen.contains("<name:web:name>").then_some(()));
     two.press(b"\x1d");
     two.ends_with(0);
+
+    // How well it is confined is what the kernel says, for people and for programs.
+    let live = cluster.run(1, &["vm", "status", "web", "-o", "json"]).ends_with(0).json()["live"].clone();
+    let user = std::fs::metadata(format!("/proc/{}", live["pid"])).unwrap().uid();
+    assert_eq!(live["confinement"]["privileges"]["user"], user);
+    let status = cluster.run(1, &["vm", "status", "web"]).ends_with(0).stdout;
+    assert!(status.contains(&format!("user {user}")) && status.contains("system call filter"), "{status}");
+    assert_eq!(status.contains("of its own"), geteuid().is_root(), "{status}");
 
     // The guest ends itself, its hypervisor is killed, its guard is killed: the policy says that it goes on.
     let reasons = reasons_of(&cluster, "web", |view| runs(view, 1), || one.press(b"poweroff -f\r"));

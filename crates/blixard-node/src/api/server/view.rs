@@ -6,7 +6,7 @@ use std::time::Duration;
 use blixard_core::{HEALTHY_WITHIN_MS, NodeId, Phase, State, Vm, VmId};
 
 use super::{Server, ask};
-use crate::api::views::{LiveView, TransferView, VmView};
+use crate::api::views::{ConfinementView, LiveView, PrivilegesView, TransferView, VmView};
 use crate::raft::GroupView;
 use crate::transfers::TransferState;
 
@@ -96,9 +96,27 @@ impl Server {
         if let blixard_hypervisor::VmState::Running(running) = found.state {
             view.pid = Some(running.pid).filter(|pid| *pid != 0);
             view.accelerator = Some(running.accelerator.to_string());
-            view.confinement = Some(format!("{}; limits: {}", running.confinement.process, running.confinement.limits));
+            view.confinement = Some(confinement_view(running.confinement));
         }
         view
+    }
+}
+
+fn confinement_view(seen: blixard_hypervisor::Confinement) -> ConfinementView {
+    let privileges = seen.privileges.map(|seen| PrivilegesView {
+        user: seen.user,
+        group: seen.group,
+        groups: seen.groups,
+        capabilities: seen.capabilities,
+        no_new_privileges: seen.no_new_privileges,
+        system_call_filter: seen.system_call_filter,
+    });
+    ConfinementView {
+        privileges,
+        shared_user: seen.shared_user,
+        memory_mib: seen.limits.map(|limits| limits.memory_mib),
+        processors: seen.limits.map(|limits| limits.processors),
+        unlimited: seen.unlimited,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Vms in words and tables.
 
 use blixard_core::{Power, RestartPolicy};
-use blixard_node::api::{ExplainView, TransferView, VmView};
+use blixard_node::api::{ConfinementView, ExplainView, TransferView, VmView};
 
 use super::super::output::{self, Table};
 
@@ -86,11 +86,37 @@ pub(super) fn status(view: &VmView) -> String {
             table.row([&"process", &pid]);
         }
         if let Some(confinement) = &live.confinement {
-            table.row([&"confinement", confinement]);
+            table.row([&"confinement", &confinement_text(confinement)]);
+            table.row([&"limits", &limits_text(confinement)]);
         }
     }
     table.row([&"created", &format!("{} ago", output::age(view.created_at))]);
     table.render()
+}
+
+fn confinement_text(confinement: &ConfinementView) -> String {
+    let Some(privileges) = &confinement.privileges else { return "none: there is no process".to_owned() };
+    let user = match (&confinement.shared_user, privileges.user) {
+        (None, user) => format!("user {user} of its own"),
+        (Some(why), 0) => format!("root ({why})"),
+        (Some(why), user) => format!("user {user}, not its own ({why})"),
+    };
+    let capabilities = match privileges.capabilities.as_slice() {
+        [] => "no capabilities".to_owned(),
+        some => format!("capabilities {}", some.join(", ")),
+    };
+    let gains = if privileges.no_new_privileges { "no new privileges" } else { "may gain privileges" };
+    let filter = if privileges.system_call_filter { "system call filter" } else { "no system call filter" };
+    format!("{user}, {capabilities}, {gains}, {filter}")
+}
+
+fn limits_text(confinement: &ConfinementView) -> String {
+    match (confinement.memory_mib, confinement.processors) {
+        (Some(memory_mib), Some(processors)) => {
+            format!("memory {}, {processors} processors", output::mebibytes(memory_mib))
+        }
+        _ => format!("none: {}", confinement.unlimited.as_deref().unwrap_or("no reason was given")),
+    }
 }
 
 fn wanted(view: &VmView) -> &'static str {
@@ -142,7 +168,7 @@ pub(super) fn explain(view: &ExplainView) -> String {
 #[cfg(test)]
 pub(super) mod tests {
     use blixard_core::{Desired, ImageId, NodeId, UnixMs, VmId};
-    use blixard_node::api::LiveView;
+    use blixard_node::api::{LiveView, PrivilegesView};
 
     use super::*;
 
@@ -170,6 +196,52 @@ pub(super) mod tests {
             created_at: UnixMs(0),
             live: None,
         }
+    }
+
+    #[test]
+    fn a_confinement_is_told_with_what_it_lacks() {
+        let privileges = PrivilegesView {
+            user: 2_100_000_007,
+            group: 2_100_000_007,
+            groups: vec![],
+            capabilities: vec![],
+            no_new_privileges: true,
+            system_call_filter: true,
+        };
+        let full = ConfinementView {
+            privileges: Some(privileges.clone()),
+            shared_user: None,
+            memory_mib: Some(512),
+            processors: Some(3),
+            unlimited: None,
+        };
+        assert_eq!(
+            confinement_text(&full),
+            "user 2100000007 of its own, no capabilities, no new privileges, system call filter"
+        );
+        assert_eq!(limits_text(&full), "memory 512 MiB, 3 processors");
+        let capabilities = vec!["net_bind_service".to_owned()];
+        let open = PrivilegesView {
+            user: 1000,
+            capabilities,
+            no_new_privileges: false,
+            system_call_filter: false,
+            ..privileges
+        };
+        let poor = ConfinementView {
+            privileges: Some(open),
+            shared_user: Some("the node is not root".to_owned()),
+            memory_mib: None,
+            processors: None,
+            unlimited: Some("no control group".to_owned()),
+        };
+        assert_eq!(
+            confinement_text(&poor),
+            "user 1000, not its own (the node is not root), capabilities net_bind_service, may gain privileges, \
+             no system call filter"
+        );
+        assert_eq!(limits_text(&poor), "none: no control group");
+        assert_eq!(confinement_text(&ConfinementView::default()), "none: there is no process");
     }
 
     #[test]
