@@ -3,7 +3,7 @@
 use std::fs::Permissions;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -155,9 +155,9 @@ fn guests_cannot_reach_each_other(bench: &QemuBench) {
     for folder in [bench.scratch(), bench.root(), other.1.parent().unwrap(), one.1.parent().unwrap()] {
         set_mode(folder, 0o755);
     }
+    let user = std::fs::metadata(format!("/proc/{}", one.0.hypervisor)).unwrap().uid();
     let refused = |program: &str, arguments: &[&str]| {
-        let mut command = Command::new(program);
-        let output = command.args(arguments).uid(user_of(&one.0)).gid(user_of(&one.0)).output().unwrap();
+        let output = Command::new(program).args(arguments).uid(user).gid(user).output().unwrap();
         assert!(!output.status.success(), "{program} {arguments:?}");
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
