@@ -1,8 +1,11 @@
-//! Who may join and who may ask: join tokens and clients.
+//! Who may join and who may ask for what: join tokens, clients and their roles.
+
+use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{EndpointId, SecretHash, TokenId, UnixMs};
+use crate::{Change, EndpointId, SecretHash, TokenId, UnixMs};
 
 /// What lets a node join. Its secret travels in a ticket; the state knows only the secret's hash.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,4 +33,80 @@ pub struct Client {
     pub name: String,
     /// When it was added.
     pub added_at: UnixMs,
+    /// What it may ask for.
+    pub role: ClientRole,
+}
+
+/// What a client may ask for. Each role may do all that the ones before it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClientRole {
+    /// Sees what there is and what was done.
+    Viewer,
+    /// Also changes vms and images, and reaches what is inside them: consoles and the content of images.
+    Operator,
+    /// Also changes what the cluster is and who has a part in it: nodes, settings, tokens and clients.
+    Admin,
+}
+
+impl ClientRole {
+    /// All roles, the least first.
+    pub const ALL: [Self; 3] = [Self::Viewer, Self::Operator, Self::Admin];
+
+    /// The word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Viewer => "viewer",
+            Self::Operator => "operator",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+impl fmt::Display for ClientRole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
+/// A word that is no role.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a role: choose viewer, operator or admin")]
+pub struct ParseRoleError(String);
+
+impl FromStr for ClientRole {
+    type Err = ParseRoleError;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let role = Self::ALL.into_iter().find(|role| role.word() == text);
+        role.ok_or_else(|| ParseRoleError(text.chars().take(80).collect()))
+    }
+}
+
+impl Change {
+    /// The least role of a client that may ask for this; nothing for what only nodes may decide or report.
+    pub fn least_role(&self) -> Option<ClientRole> {
+        match self {
+            Self::ChangeSettings(_)
+            | Self::CreateToken(_)
+            | Self::RevokeToken(_)
+            | Self::RemoveNode { .. }
+            | Self::GrantClient(_)
+            | Self::RevokeClient(_) => Some(ClientRole::Admin),
+            Self::AddImage(_)
+            | Self::DeleteImage(_)
+            | Self::CreateVm { .. }
+            | Self::StartVm(_)
+            | Self::StopVm { .. }
+            | Self::RestartVm { .. }
+            | Self::DeleteVm(_) => Some(ClientRole::Operator),
+            Self::InitCluster { .. }
+            | Self::AdmitNode { .. }
+            | Self::UpdateNode(_)
+            | Self::WantCopy { .. }
+            | Self::ReportCopy { .. }
+            | Self::PlaceVm { .. }
+            | Self::ReportVm { .. }
+            | Self::ForgetVm { .. } => None,
+        }
+    }
 }

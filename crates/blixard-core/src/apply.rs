@@ -10,7 +10,7 @@ mod tokens;
 mod vms;
 
 use crate::limits::ANSWERED_MAX;
-use crate::{Actor, Change, Command, NodeId, Outcome, Rejection, RequestId, State};
+use crate::{Actor, Change, Client, ClientRole, Command, EndpointId, NodeId, Outcome, Rejection, RequestId, State};
 
 impl State {
     /// Carries a command out.
@@ -44,7 +44,7 @@ impl State {
         if self.cluster.is_none() {
             return Err(Rejection::NoCluster);
         }
-        self.is_known(by)?;
+        self.may(by, &command.change)?;
         match &command.change {
             Change::InitCluster { cluster, .. } => Err(Rejection::ClusterExists(*cluster)),
             Change::ChangeSettings(settings) => self.change_settings(settings),
@@ -56,14 +56,11 @@ impl State {
                 self.update_node(node)
             }
             Change::RemoveNode { node, force } => self.remove_node(*node, *force),
-            Change::AddClient(client) => self.add_client(client, at),
-            Change::RemoveClient(key) => self.remove_client(*key),
+            Change::GrantClient(client) => self.grant_client(client, at),
+            Change::RevokeClient(key) => self.revoke_client(*key),
             Change::AddImage(image) => self.add_image(image, at),
             Change::DeleteImage(id) => self.delete_image(*id),
-            Change::WantCopy { image, node } => {
-                decision(by)?;
-                self.want_copy(*image, *node)
-            }
+            Change::WantCopy { image, node } => self.want_copy(*image, *node),
             Change::ReportCopy { image, node, present } => {
                 own_word(by, *node)?;
                 self.report_copy(*image, *node, *present)
@@ -73,10 +70,7 @@ impl State {
             Change::StopVm { id, timeout_ms } => self.stop_vm(*id, *timeout_ms),
             Change::RestartVm { id, timeout_ms } => self.restart_vm(*id, *timeout_ms),
             Change::DeleteVm(id) => self.delete_vm(*id),
-            Change::PlaceVm { id, node, epoch } => {
-                decision(by)?;
-                self.place_vm(*id, *node, *epoch)
-            }
+            Change::PlaceVm { id, node, epoch } => self.place_vm(*id, *node, *epoch),
             Change::ReportVm { id, node, observed } => {
                 own_word(by, *node)?;
                 self.report_vm(*id, *node, observed)
@@ -88,17 +82,38 @@ impl State {
         }
     }
 
-    /// A node or client that was removed while its command was on the way has no say any more.
-    fn is_known(&self, by: Actor) -> Result<(), Rejection> {
-        match by {
-            Actor::Node(id) if !self.nodes.contains_key(&id) => {
-                Err(Rejection::NotAllowed(format!("node {id} is not a member of the cluster")))
+    /// Whether the actor has a say in the change. Whoever was removed, or lost its role, while the command was on the way
+    /// has none any more, whatever the node that accepted the command knew.
+    fn may(&self, by: Actor, change: &Change) -> Result<(), Rejection> {
+        let key = match by {
+            Actor::Node(id) if self.nodes.contains_key(&id) => return Ok(()),
+            Actor::Node(id) => {
+                return Err(Rejection::NotAllowed(format!("node {id} is not a member of the cluster")));
             }
-            Actor::Client(key) if !self.clients.contains_key(&key) => {
-                Err(Rejection::NotAllowed(format!("the key {key} may not use this cluster")))
-            }
-            Actor::Node(_) | Actor::Client(_) => Ok(()),
+            Actor::Client(key) => key,
+        };
+        let Some(least) = change.least_role() else {
+            return Err(Rejection::NotAllowed("only the nodes of the cluster decide and report this".into()));
+        };
+        self.client_may(key, least).map(drop)
+    }
+
+    /// The client of a key, when its role is `least` or more.
+    ///
+    /// # Errors
+    /// [`Rejection::NotAllowed`], with what the client has and what it needs.
+    pub fn client_may(&self, key: EndpointId, least: ClientRole) -> Result<&Client, Rejection> {
+        let Some(client) = self.clients.get(&key) else {
+            return Err(Rejection::NotAllowed(format!("the client key {key} is not known to the cluster")));
+        };
+        if client.role >= least {
+            return Ok(client);
         }
+        let (name, role) = (&client.name, client.role);
+        Err(Rejection::NotAllowed(format!(
+            "this needs the role {least}, and client {name} has the role {role}: an admin can give it with `blixard \
+             cluster grant {key} --role {least}`"
+        )))
     }
 }
 
@@ -108,12 +123,4 @@ fn own_word(by: Actor, node: NodeId) -> Result<(), Rejection> {
         return Ok(());
     }
     Err(Rejection::NotAllowed(format!("only node {node} itself may report this")))
-}
-
-/// Refuses the scheduler's decisions when they do not come from a node.
-fn decision(by: Actor) -> Result<(), Rejection> {
-    match by {
-        Actor::Node(_) => Ok(()),
-        Actor::Client(_) => Err(Rejection::NotAllowed("only the cluster's own scheduler decides this".into())),
-    }
 }

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::limits::{self, ANSWERED_MAX, CLIENTS_MAX, IMAGES_MAX, NODES_MAX, REMOVED_MAX, TOKENS_MAX, VMS_MAX};
-use crate::{Image, NodeId, Power, State, Vm};
+use crate::{ClientRole, Image, NodeId, Power, State, Vm};
 
 type Check = Result<(), String>;
 
@@ -27,7 +27,8 @@ impl State {
         }
         self.check_sizes()?;
         self.check_nodes()?;
-        ensure(!self.clients.is_empty(), || "nobody may use the cluster".into())?;
+        let has_admin = self.clients.values().any(|client| client.role == ClientRole::Admin);
+        ensure(has_admin, || "nobody may say who may use the cluster".into())?;
         ensure(self.clients.iter().all(|(key, client)| *key == client.key), || "a client has two keys".into())?;
         ensure(self.tokens.iter().all(|(id, token)| *id == token.id), || "a token has two ids".into())?;
         let names: BTreeSet<_> = self.images.values().map(|image| &image.name).collect();

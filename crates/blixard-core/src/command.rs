@@ -71,10 +71,10 @@ pub enum Change {
         /// Removes it though vms are placed on it or it holds the last copy of an image: the vms lose their disks.
         force: bool,
     },
-    /// Adds a client.
-    AddClient(Client),
-    /// Removes a client.
-    RemoveClient(EndpointId),
+    /// Lets a client in, or gives one that is known another role or name.
+    GrantClient(Client),
+    /// Takes all rights from a client.
+    RevokeClient(EndpointId),
     /// Adds an image to the catalog; the node in its holders has all of it.
     AddImage(Image),
     /// Removes an image from the catalog; nodes then drop their copies.

@@ -23,7 +23,7 @@ mod schedule;
 mod state;
 mod vm;
 
-pub use access::{Client, Token};
+pub use access::{Client, ClientRole, ParseRoleError, Token};
 pub use command::{Actor, Answer, Change, Command, DecodeError, Outcome};
 pub use copies::COPY_LOST_AFTER_MS;
 pub use fit::{Fit, RefusalReason, Resource};

@@ -74,9 +74,9 @@ pub enum Rejection {
         /// The limit.
         limit: u64,
     },
-    /// The last client cannot be removed.
-    #[error("this is the only client key: without it nobody could use the cluster")]
-    LastClient,
+    /// The last admin can be neither revoked nor given a lesser role.
+    #[error("this is the only admin: make another client admin first with `blixard cluster grant`")]
+    LastAdmin,
     /// No such client.
     #[error("no such client key")]
     UnknownClient,

@@ -3,13 +3,15 @@
 
 mod plausible;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use blixard_core::{
-    Actor, Answer, Change, Client, Command, EndpointId, NodeId, Observed, Outcome, Phase, Power, Rejection, RequestId,
-    SecretHash, Seed, Settings, State, Token, TokenId, UnixMs, VmId, VmSpec, limits,
+    Actor, Answer, Change, Client, ClientRole, ClusterId, Command, EndpointId, NodeId, Observed, Outcome, Phase, Power,
+    Rejection, RequestId, SecretHash, Seed, Settings, State, Token, TokenId, UnixMs, VmId, VmSpec, limits,
 };
 use plausible::{USER, asked, cluster, endpoint, image, init, manifest, node, spec, told, vm_id};
+use proptest::strategy::{Strategy, ValueTree};
+use proptest::test_runner::TestRunner;
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
@@ -294,7 +296,7 @@ fn specs_are_held_to_their_limits() {
 }
 
 #[test]
-fn settings_nodes_and_clients_are_held_to_their_limits() {
+fn settings_and_nodes_are_held_to_their_limits() {
     let mut state = cluster(1);
     for (voters, copies, is_good) in
         [(3, 2, true), (2, 2, false), (9, 2, false), (7, 16, true), (1, 0, false), (1, 17, false)]
@@ -307,15 +309,77 @@ fn settings_nodes_and_clients_are_held_to_their_limits() {
     let said = "0.0.0.0:7001 is not an address that another host could reach";
     assert_eq!(says(state.apply(&told(1, Change::UpdateNode(bad)))), said);
     assert!(matches!(state.apply(&told(1, admit(0, 9, Some((1, 1))))), Err(Rejection::Invalid(_))));
-    assert_eq!(state.apply(&asked(5_000, Change::RemoveClient(USER))), Err(Rejection::LastClient));
-    let add = |key: EndpointId, name: &str| {
-        asked(6_000, Change::AddClient(Client { key, name: name.into(), added_at: UnixMs(0) }))
+}
+
+#[test]
+fn a_cluster_keeps_an_admin() {
+    let mut state = cluster(1);
+    let grant = |key: EndpointId, name: &str, role: ClientRole| {
+        asked(6_000, Change::GrantClient(Client { key, name: name.into(), added_at: UnixMs(0), role }))
     };
-    state.apply(&add(endpoint(50), "grace")).unwrap();
-    state.apply(&add(endpoint(50), "hopper")).unwrap();
-    assert_eq!(state.clients[&endpoint(50)].name, "hopper");
-    state.apply(&asked(7_000, Change::RemoveClient(USER))).unwrap();
-    assert!(matches!(state.apply(&add(endpoint(51), "late")), Err(Rejection::NotAllowed(_))), "the user was removed");
+    let other = endpoint(50);
+    assert_eq!(state.apply(&asked(5_000, Change::RevokeClient(USER))), Err(Rejection::LastAdmin));
+    assert_eq!(state.apply(&grant(USER, "ada", ClientRole::Operator)), Err(Rejection::LastAdmin));
+    state.apply(&grant(other, "grace", ClientRole::Operator)).unwrap();
+    assert_eq!(state.apply(&asked(5_000, Change::RevokeClient(USER))), Err(Rejection::LastAdmin), "one is no admin");
+    state.apply(&grant(other, "hopper", ClientRole::Admin)).unwrap();
+    let known = &state.clients[&other];
+    assert_eq!((known.name.as_str(), known.role, known.added_at), ("hopper", ClientRole::Admin, UnixMs(6_000)));
+    state.apply(&grant(USER, "ada", ClientRole::Viewer)).unwrap();
+    assert_eq!(
+        state.apply(&grant(endpoint(51), "late", ClientRole::Admin)).unwrap_err(),
+        Rejection::NotAllowed(format!(
+            "this needs the role admin, and client ada has the role viewer: an admin can give it with `blixard cluster grant \
+         {USER} --role admin`"
+        ))
+    );
+    let revoke = Command { by: Actor::Client(other), ..asked(7_000, Change::RevokeClient(USER)) };
+    state.apply(&revoke).unwrap();
+    assert!(says(state.apply(&grant(endpoint(51), "late", ClientRole::Viewer))).contains("is not known"));
+    let last = Command { by: Actor::Client(other), ..asked(7_000, Change::RevokeClient(other)) };
+    assert_eq!(state.apply(&last), Err(Rejection::LastAdmin));
+    let first = Change::InitCluster {
+        cluster: ClusterId([1; 32]),
+        node: node(1, 1),
+        client: Client { key: USER, name: "ada".into(), added_at: UnixMs(0), role: ClientRole::Operator },
+        settings: Settings::default(),
+    };
+    assert!(says(State::default().apply(&told(1, first))).contains("admin"));
+}
+
+/// What each role may change, written down apart from the code: every change that somebody with the least role may ask
+/// for is refused to the role below, and decisions and reports to everybody.
+#[test]
+fn a_change_is_for_those_whose_role_allows_it() {
+    let admin_only = ["ChangeSettings", "CreateToken", "RevokeToken", "RemoveNode", "GrantClient", "RevokeClient"];
+    let operator = ["AddImage", "DeleteImage", "CreateVm", "StartVm", "StopVm", "RestartVm", "DeleteVm"];
+    let nodes_only =
+        ["InitCluster", "AdmitNode", "UpdateNode", "WantCopy", "ReportCopy", "PlaceVm", "ReportVm", "ForgetVm"];
+    let mut runner = TestRunner::deterministic();
+    let mut seen = BTreeSet::new();
+    for _ in 0..2_000 {
+        let change = plausible::change().new_tree(&mut runner).unwrap().current();
+        let word = format!("{change:?}").split(|c: char| !c.is_alphanumeric()).next().unwrap().to_owned();
+        for (role, may) in [
+            (ClientRole::Viewer, false),
+            (ClientRole::Operator, operator.contains(&word.as_str())),
+            (ClientRole::Admin, !nodes_only.contains(&word.as_str())),
+        ] {
+            let mut state = cluster(2);
+            let client = Client { key: endpoint(60), name: "bob".into(), added_at: UnixMs(0), role };
+            state.apply(&asked(5_000, Change::GrantClient(client))).unwrap();
+            let before = state.clone();
+            let command = Command { by: Actor::Client(endpoint(60)), ..asked(6_000, change.clone()) };
+            let outcome = state.apply(&command);
+            let is_refused = matches!(outcome, Err(Rejection::NotAllowed(_) | Rejection::ClusterExists(_)));
+            assert_eq!(!is_refused, may, "{role} and {word}: {outcome:?}");
+            assert!(may || state == before, "a refused {word} changed the state");
+        }
+        seen.insert(word);
+    }
+    let all: BTreeSet<String> =
+        [&admin_only[..], &operator, &nodes_only].concat().into_iter().map(str::to_owned).collect();
+    assert_eq!(seen, all);
 }
 
 #[test]

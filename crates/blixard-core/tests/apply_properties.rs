@@ -220,11 +220,11 @@ fn the_generated_logs_reach_everything() {
             *reached.entry(outcome).or_default() += 1;
         }
     }
-    let changes = "ChangeSettings CreateToken RevokeToken AdmitNode UpdateNode RemoveNode AddClient RemoveClient \
+    let changes = "ChangeSettings CreateToken RevokeToken AdmitNode UpdateNode RemoveNode GrantClient RevokeClient \
                    AddImage DeleteImage WantCopy ReportCopy CreateVm StartVm StopVm RestartVm DeleteVm PlaceVm ReportVm \
                    ForgetVm";
     let rejections = "ClusterExists Invalid UnknownToken WrongSecret TokenExpired TokenUsedUp TokenRevoked TokenMissing \
-                      NodeIdTaken NodeKnownAs NodeRemoved UnknownNode LastNode NodeHasVms NodeHasLastCopy LastClient \
+                      NodeIdTaken NodeKnownAs NodeRemoved UnknownNode LastNode NodeHasVms NodeHasLastCopy LastAdmin \
                       UnknownClient ImageNameTaken ImageKnownAs UnknownImage ImageInUse VmNameTaken UnknownVm VmDeleting \
                       StaleEpoch AlreadyPlaced DoesNotFit NotAllowed";
     let missed: Vec<&str> =

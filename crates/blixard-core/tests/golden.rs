@@ -11,8 +11,8 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use blixard_core::{
-    Actor, Change, Client, ClusterId, Command, NodeId, Observed, Phase, RequestId, RestartPolicy, SecretHash, Seed,
-    Settings, State, Strategy, Token, TokenId, UnixMs, VmId, VmSpec,
+    Actor, Change, Client, ClientRole, ClusterId, Command, NodeId, Observed, Phase, RequestId, RestartPolicy,
+    SecretHash, Seed, Settings, State, Strategy, Token, TokenId, UnixMs, VmId, VmSpec,
 };
 use plausible::{USER, endpoint, image, manifest, node, prelude, spec, vm_id};
 
@@ -67,7 +67,8 @@ fn full_spec() -> VmSpec {
 /// One of each change. The match below keeps the list whole.
 fn changes() -> Vec<(&'static str, Change)> {
     let (id, image_id, member) = (vm_id(5), manifest(2).id(), NodeId(300));
-    let client = || Client { key: USER, name: "ada".into(), added_at: UnixMs(1_700_000_000_000) };
+    let client =
+        || Client { key: USER, name: "ada".into(), added_at: UnixMs(1_700_000_000_000), role: ClientRole::Admin };
     let settings = Settings { voters: 5, copies: 3 };
     let observed = Observed {
         epoch: 3,
@@ -86,8 +87,8 @@ fn changes() -> Vec<(&'static str, Change)> {
         Change::AdmitNode { node: full_node(), token: shown },
         Change::UpdateNode(full_node()),
         Change::RemoveNode { node: member, force: true },
-        Change::AddClient(client()),
-        Change::RemoveClient(USER),
+        Change::GrantClient(client()),
+        Change::RevokeClient(USER),
         Change::AddImage(wanted([NodeId(1), member].into())),
         Change::DeleteImage(image_id),
         Change::WantCopy { image: image_id, node: member },
@@ -114,8 +115,8 @@ fn file_of(change: &Change) -> &'static str {
         Change::AdmitNode { .. } => "admit_node",
         Change::UpdateNode(_) => "update_node",
         Change::RemoveNode { .. } => "remove_node",
-        Change::AddClient(_) => "add_client",
-        Change::RemoveClient(_) => "remove_client",
+        Change::GrantClient(_) => "grant_client",
+        Change::RevokeClient(_) => "revoke_client",
         Change::AddImage(_) => "add_image",
         Change::DeleteImage(_) => "delete_image",
         Change::WantCopy { .. } => "want_copy",

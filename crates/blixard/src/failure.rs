@@ -128,8 +128,9 @@ pub(crate) fn next_step_of(error: &anyhow::Error) -> Option<String> {
                         |state| format!("the state folder {}", state.dir().display()),
                     );
                     Some(format!(
-                        "a cluster answers only keys that it knows, and yours is the one in {place}: run this as the user \
-                         who started the cluster's first node, or set BLIXARD_STATE_DIR to that user's state folder"
+                        "a cluster answers only keys that it knows, and yours is the one in {place}: have an admin run \
+                         `blixard cluster grant` for it, or run this as a user whom the cluster knows, such as the one who \
+                         started its first node, or set BLIXARD_STATE_DIR to that user's state folder"
                     ))
                 }
                 ClientError::Fault(fault) => match fault.kind {

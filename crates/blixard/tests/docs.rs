@@ -146,6 +146,7 @@ fn refusal(shown: &Shown) -> Option<String> {
     let ticket = Ticket { cluster: ClusterId([1; 32]), peers: Vec::new(), secret: None }.to_string();
     let filled = |word: &String| match word.as_str() {
         "TICKET" => ticket.clone(),
+        "CLIENT" => "0".repeat(64),
         _ => word.clone(),
     };
     let mut arguments: Vec<String> = shown.words.iter().map(filled).collect();
@@ -161,7 +162,7 @@ fn refusal(shown: &Shown) -> Option<String> {
         return shown.is_whole.then(|| "it names a group, and no verb of it".to_owned());
     }
     // A command that lacks something says so before it looks for a node at an address that cannot be one.
-    if shown.is_whole && verb.is_some_and(|verb| verb != "node" && verb != "config") {
+    if shown.is_whole && verb.is_some_and(|verb| !matches!(verb.as_str(), "node" | "config" | "client")) {
         arguments.pop();
         if let Some(at) = arguments.iter().position(|word| word == "--addr") {
             arguments.drain(at..=at + 1);

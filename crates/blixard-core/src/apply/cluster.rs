@@ -1,7 +1,7 @@
 //! The cluster itself: its first command, its settings and its clients.
 
 use crate::limits::{self, CLIENTS_MAX, room_for_one};
-use crate::{Answer, Client, ClusterId, EndpointId, Node, Outcome, Rejection, Settings, State, UnixMs};
+use crate::{Answer, Client, ClientRole, ClusterId, EndpointId, Node, Outcome, Rejection, Settings, State, UnixMs};
 
 impl State {
     pub(super) fn init_cluster(
@@ -18,6 +18,9 @@ impl State {
         limits::node(node)?;
         limits::client(client)?;
         limits::settings(settings)?;
+        if client.role != ClientRole::Admin {
+            return limits::invalid("the first client of a cluster is its admin".into());
+        }
         self.cluster = Some(cluster);
         self.settings = *settings;
         self.nodes.insert(node.id, Node { joined_at: at, ..node.clone() });
@@ -31,11 +34,15 @@ impl State {
         Ok(Answer::Done)
     }
 
-    /// A key that is known already gets the new name and keeps its time.
-    pub(super) fn add_client(&mut self, client: &Client, at: UnixMs) -> Outcome {
+    /// A key that is known already gets the new role and name, and keeps its time.
+    pub(super) fn grant_client(&mut self, client: &Client, at: UnixMs) -> Outcome {
         limits::client(client)?;
+        if client.role != ClientRole::Admin && self.is_last_admin(client.key) {
+            return Err(Rejection::LastAdmin);
+        }
         if let Some(known) = self.clients.get_mut(&client.key) {
             known.name.clone_from(&client.name);
+            known.role = client.role;
             return Ok(Answer::Done);
         }
         room_for_one(self.clients.len(), CLIENTS_MAX, "client keys")?;
@@ -43,14 +50,20 @@ impl State {
         Ok(Answer::Done)
     }
 
-    pub(super) fn remove_client(&mut self, key: EndpointId) -> Outcome {
+    pub(super) fn revoke_client(&mut self, key: EndpointId) -> Outcome {
         if !self.clients.contains_key(&key) {
             return Err(Rejection::UnknownClient);
         }
-        if self.clients.len() == 1 {
-            return Err(Rejection::LastClient);
+        if self.is_last_admin(key) {
+            return Err(Rejection::LastAdmin);
         }
         self.clients.remove(&key);
         Ok(Answer::Done)
+    }
+
+    /// Whether nobody could grant anything any more without this key.
+    fn is_last_admin(&self, key: EndpointId) -> bool {
+        let mut admins = self.clients.values().filter(|client| client.role == ClientRole::Admin);
+        admins.next().is_some_and(|admin| admin.key == key) && admins.next().is_none()
     }
 }

@@ -7,9 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use blixard_core::{
-    Actor, BlobHash, Capacity, Change, Client, ClusterId, Command, DiskFormat, DiskPart, EndpointId, Image, ImageId,
-    Manifest, Node, NodeId, Observed, Part, Phase, Power, Protocol, PublishedPort, RequestId, Resources, RestartPolicy,
-    SecretHash, Seed, Settings, State, Strategy as Placing, Token, TokenId, UnixMs, VmId, VmSpec,
+    Actor, BlobHash, Capacity, Change, Client, ClientRole, ClusterId, Command, DiskFormat, DiskPart, EndpointId, Image,
+    ImageId, Manifest, Node, NodeId, Observed, Part, Phase, Power, Protocol, PublishedPort, RequestId, Resources,
+    RestartPolicy, SecretHash, Seed, Settings, State, Strategy as Placing, Token, TokenId, UnixMs, VmId, VmSpec,
 };
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option;
@@ -82,7 +82,7 @@ pub(crate) fn spec(image_index: u8) -> VmSpec {
 }
 
 pub(crate) fn init() -> Command {
-    let client = Client { key: USER, name: "ada".into(), added_at: UnixMs(0) };
+    let client = Client { key: USER, name: "ada".into(), added_at: UnixMs(0), role: ClientRole::Admin };
     let settings = Settings::default();
     let change = Change::InitCluster { cluster: ClusterId([9; 32]), node: node(1, 1), client, settings };
     Command { request: None, at: UnixMs(1_000), by: Actor::Node(NodeId(1)), change }
@@ -158,6 +158,11 @@ fn ground(change: &mut Change, by: &mut Actor, state: &State) {
                 node.endpoint = known.endpoint;
             }
             *by = Actor::Node(node.id);
+        }
+        Change::AdmitNode { .. } => *by = Actor::Node(nearest(&state.nodes, NodeId(1))),
+        // Most logs would end with the user's rights otherwise.
+        Change::GrantClient(client) if client.key == USER && state.clients.len() > 1 => {
+            client.role = ClientRole::Admin;
         }
         Change::RemoveNode { node, .. } => member(node),
         Change::AddImage(image) => {
@@ -298,10 +303,14 @@ fn token() -> impl Strategy<Value = Token> {
 }
 
 fn client() -> impl Strategy<Value = Client> {
-    (198_u8..202, prop_oneof![5 => Just("grace".to_owned()), 1 => Just(String::new())]).prop_map(|(key, name)| Client {
+    let name = prop_oneof![5 => Just("grace".to_owned()), 1 => Just(String::new())];
+    let role =
+        prop_oneof![1 => Just(ClientRole::Viewer), 1 => Just(ClientRole::Operator), 2 => Just(ClientRole::Admin)];
+    (198_u8..202, name, role).prop_map(|(key, name, role)| Client {
         key: endpoint(key),
         name,
         added_at: UnixMs(0),
+        role,
     })
 }
 
@@ -387,8 +396,8 @@ pub(crate) fn change() -> impl Strategy<Value = Change> {
         5 => (any_node(), shown).prop_map(|(node, token)| Change::AdmitNode { node, token }),
         2 => any_node().prop_map(Change::UpdateNode),
         2 => (node_id(), any::<bool>()).prop_map(|(node, force)| Change::RemoveNode { node, force }),
-        1 => client().prop_map(Change::AddClient),
-        1 => prop_oneof![20 => 201_u8..203, 1 => Just(200)].prop_map(|key| Change::RemoveClient(endpoint(key))),
+        1 => client().prop_map(Change::GrantClient),
+        1 => prop_oneof![20 => 201_u8..203, 1 => Just(200)].prop_map(|key| Change::RevokeClient(endpoint(key))),
         3 => any_catalog_image().prop_map(Change::AddImage),
         1 => any_image().prop_map(Change::DeleteImage),
         3 => (any_image(), node_id()).prop_map(|(image, node)| Change::WantCopy { image, node }),

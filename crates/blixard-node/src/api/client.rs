@@ -1,12 +1,14 @@
 //! The client side of the control API.
 
+mod access;
+
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use axum::body::Body;
-use blixard_core::{ClusterId, EndpointId, ImageName, NodeId, RequestId, Settings, TokenId, VmName};
+use blixard_core::{ClusterId, EndpointId, ImageName, NodeId, RequestId, Settings, VmName};
 use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt};
 use http::{Method, Request, Response, StatusCode};
@@ -19,10 +21,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite};
 
 use super::bootstrap;
 use super::fault::{Fault, FaultKind};
-use super::views::{
-    AddImage, BlobView, ClusterView, CreateToken, CreateVm, CreatedToken, ExplainView, ImageView, RemoveNode, StopVm,
-    TokenView, VmView,
-};
+use super::views::{AddImage, BlobView, ClusterView, CreateVm, ExplainView, ImageView, RemoveNode, StopVm, VmView};
 use super::{CONSOLE_UPGRADE, REQUEST_HEADER};
 use crate::transport::{
     self, Connection, PeerAddress, Protocol, Registry, SecretKey, Ticket, Transport, TransportConfig, http as wire,
@@ -273,30 +272,6 @@ impl Client {
     /// See [`ClientError`].
     pub async fn remove_node(&self, node: NodeId, force: bool) -> Result<(), ClientError> {
         self.call(Method::POST, &format!("/v1/nodes/{node}/remove"), Some(&RemoveNode { force })).await
-    }
-
-    /// Makes a join token.
-    ///
-    /// # Errors
-    /// See [`ClientError`].
-    pub async fn create_token(&self, request: &CreateToken) -> Result<CreatedToken, ClientError> {
-        self.call(Method::POST, "/v1/tokens", Some(request)).await
-    }
-
-    /// The join tokens.
-    ///
-    /// # Errors
-    /// See [`ClientError`].
-    pub async fn tokens(&self) -> Result<Vec<TokenView>, ClientError> {
-        self.get("/v1/tokens").await
-    }
-
-    /// Revokes a join token.
-    ///
-    /// # Errors
-    /// See [`ClientError`].
-    pub async fn revoke_token(&self, token: TokenId) -> Result<(), ClientError> {
-        self.call(Method::DELETE, &format!("/v1/tokens/{token}"), None::<&()>).await
     }
 
     /// Uploads a blob. It is sent once: an interrupted upload has to be started anew.

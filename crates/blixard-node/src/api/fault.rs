@@ -75,6 +75,7 @@ impl From<Rejection> for Fault {
             | Rejection::UnknownClient
             | Rejection::UnknownImage
             | Rejection::UnknownVm => FaultKind::NotFound,
+            Rejection::NotAllowed(_) => FaultKind::Forbidden,
             _ => FaultKind::Conflict,
         };
         Self::new(kind, rejection)

@@ -14,9 +14,12 @@ mod views;
 
 pub use client::{Client, ClientError, Target};
 pub use fault::{Fault, FaultKind};
+pub use server::routes::{Rule, rules};
 pub use views::*;
 
 /// Names a request, so that it has one effect however often it is sent.
 const REQUEST_HEADER: &str = "x-blixard-request";
+/// For which client a member asks another one.
+const CLIENT_HEADER: &str = "x-blixard-client";
 /// What a request for a console upgrades to.
 const CONSOLE_UPGRADE: &str = "blixard-console";

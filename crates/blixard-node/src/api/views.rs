@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use blixard_core::{
-    BlobHash, ClusterId, Desired, EndpointId, ImageId, ImageKind, ImageName, Manifest, NodeId, Power, PublishedPort,
-    Resources, RestartPolicy, Seed, Settings, Strategy, TokenId, UnixMs, VmId, VmName,
+    BlobHash, ClientRole, ClusterId, Desired, EndpointId, ImageId, ImageKind, ImageName, Manifest, NodeId, Power,
+    PublishedPort, Resources, RestartPolicy, Seed, Settings, Strategy, TokenId, UnixMs, VmId, VmName,
 };
 use serde::{Deserialize, Serialize};
 
@@ -117,6 +117,30 @@ pub struct CreatedToken {
     pub ticket: String,
     /// The token.
     pub token: TokenView,
+}
+
+/// Asks for a client to be let in with a role, or to be given another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GrantClient {
+    /// What it may ask for.
+    pub role: ClientRole,
+    /// A word for people; without one, the name it has, or the first digits of its key.
+    #[serde(default)]
+    pub name: Option<String>,
+}
+
+/// A client of the control API.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientView {
+    /// Its key, as `blixard client id` prints it.
+    pub id: EndpointId,
+    /// A word for people.
+    pub name: String,
+    /// What it may ask for.
+    pub role: ClientRole,
+    /// When it was let in.
+    pub added_at: UnixMs,
 }
 
 /// An uploaded blob that is no part of an image yet. It is dropped after a while unless an image is made of it.

@@ -10,7 +10,7 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use blixard_core::{Actor, Change, Client, ClusterId, Command, Node as NodeRecord, NodeId};
+use blixard_core::{Actor, Change, Client, ClientRole, ClusterId, Command, Node as NodeRecord, NodeId};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use serde::{Deserialize, Serialize};
@@ -139,7 +139,12 @@ impl Entrance<'_> {
         if self.raft.read(|state| state.cluster).is_none() {
             let client =
                 self.user.client_key().context("make the key with which this user is the cluster's first client")?;
-            let client = Client { key: client.id(), name: self.user.user_name(), added_at: clock::now() };
+            let client = Client {
+                key: client.id(),
+                name: self.user.user_name(),
+                added_at: clock::now(),
+                role: ClientRole::Admin,
+            };
             let node = NodeRecord { joined_at: clock::now(), ..self.record.clone() };
             let init = Change::InitCluster { cluster, node, client, settings: self.config.cluster };
             self.write(init).await?;

@@ -128,7 +128,8 @@ pub(super) async fn keep_access(
     loop {
         caught_up |= *contact.borrow();
         applied.borrow_and_update();
-        let clients = raft.read(|state| state.clients.keys().copied().collect::<Vec<_>>());
+        let clients =
+            raft.read(|state| state.clients.values().map(|client| (client.key, client.role)).collect::<Vec<_>>());
         let members = join::members(&raft);
         let own = transport.id();
         let addresses = members.iter().map(|member| &member.address);

@@ -1,9 +1,9 @@
 //! Who may connect, by key and protocol. Checked when the handshake is done, before a byte of the protocol is read.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, RwLock};
 
-use blixard_core::EndpointId;
+use blixard_core::{ClientRole, EndpointId};
 use iroh::endpoint::{AfterHandshakeOutcome, Connection, EndpointHooks, Side};
 use tokio::sync::watch;
 
@@ -27,7 +27,7 @@ pub struct AccessList {
 struct Keys {
     members: HashSet<EndpointId>,
     group: HashSet<EndpointId>,
-    clients: HashSet<EndpointId>,
+    clients: HashMap<EndpointId, ClientRole>,
 }
 
 impl AccessList {
@@ -49,8 +49,8 @@ impl AccessList {
         self.changes.send_modify(|changes| *changes += 1);
     }
 
-    /// Sets the clients that may use the control API, in place of those before.
-    pub fn set_clients(&self, clients: impl IntoIterator<Item = EndpointId>) {
+    /// Sets the clients that may use the control API and their roles, in place of those before.
+    pub fn set_clients(&self, clients: impl IntoIterator<Item = (EndpointId, ClientRole)>) {
         self.keys.write().expect("no holder of this lock panics").clients = clients.into_iter().collect();
         self.changes.send_modify(|changes| *changes += 1);
     }
@@ -60,9 +60,9 @@ impl AccessList {
         self.keys.read().expect("no holder of this lock panics").members.contains(key)
     }
 
-    /// Whether a key is a client's.
-    pub fn is_client(&self, key: &EndpointId) -> bool {
-        self.keys.read().expect("no holder of this lock panics").clients.contains(key)
+    /// The role of a client's key.
+    fn role(&self, key: &EndpointId) -> Option<ClientRole> {
+        self.keys.read().expect("no holder of this lock panics").clients.get(key).copied()
     }
 
     /// Why a key may not speak a protocol, if it may not.
@@ -75,18 +75,28 @@ impl AccessList {
             Some(Protocol::Raft | Protocol::Peer | Protocol::Blobs) => {
                 (!self.is_member(key)).then_some("this key is not a member of the cluster")
             }
-            Some(Protocol::Api) => (!self.is_client(key)).then_some("this client key is not known to the cluster"),
+            Some(Protocol::Api) => self.role(key).is_none().then_some("this client key is not known to the cluster"),
             None => Some("unknown protocol"),
         }
     }
 
-    /// Waits until an open connection is not allowed any more, and says why.
+    /// Waits until an open connection is not allowed any more, and says why. A client whose role was lowered has to connect
+    /// anew: what it holds open, such as a console, may be no longer for it.
     pub(super) async fn revoked(&self, key: &EndpointId, alpn: &[u8]) -> &'static str {
         let mut changes = self.changes.subscribe();
+        let is_client = Protocol::of_alpn(alpn) == Some(Protocol::Api);
+        let mut had = None;
         loop {
             changes.borrow_and_update();
             if let Some(reason) = self.refuse(key, alpn) {
                 return reason;
+            }
+            if is_client {
+                let has = self.role(key);
+                if has < had {
+                    return "the role of this client key was lowered";
+                }
+                had = has;
             }
             if changes.changed().await.is_err() {
                 std::future::pending::<()>().await;
@@ -143,6 +153,19 @@ mod tests {
         assert!(reason.contains("not a member"));
     }
 
+    #[tokio::test]
+    async fn a_role_that_is_lowered_is_noticed_and_one_that_is_raised_is_not() {
+        let client = EndpointId([2; 32]);
+        let access = AccessList::default();
+        access.set_clients([(client, ClientRole::Viewer)]);
+        let mut revoked = std::pin::pin!(access.revoked(&client, Protocol::Api.alpn()));
+        assert!(futures::poll!(&mut revoked).is_pending());
+        access.set_clients([(client, ClientRole::Operator)]);
+        assert!(futures::poll!(&mut revoked).is_pending());
+        access.set_clients([(client, ClientRole::Viewer)]);
+        assert!(revoked.await.contains("lowered"));
+    }
+
     #[test]
     fn a_removed_node_speaks_raft_until_it_is_out_of_the_group() {
         let removed = EndpointId([1; 32]);
@@ -159,7 +182,7 @@ mod tests {
         let (member, client, stranger) = (EndpointId([1; 32]), EndpointId([2; 32]), EndpointId([3; 32]));
         let access = AccessList::default();
         access.set_members([member]);
-        access.set_clients([client]);
+        access.set_clients([(client, ClientRole::Viewer)]);
         let allowed = |key: &EndpointId, protocol: Protocol| access.refuse(key, protocol.alpn()).is_none();
         for protocol in [Protocol::Raft, Protocol::Peer, Protocol::Blobs] {
             assert!(allowed(&member, protocol) && !allowed(&client, protocol) && !allowed(&stranger, protocol));

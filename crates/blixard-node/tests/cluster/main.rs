@@ -5,4 +5,5 @@ mod bench;
 mod consensus;
 mod images;
 mod joining;
+mod roles;
 mod vms;

@@ -1,9 +1,10 @@
-//! `blixard cluster`: nodes, settings and join tokens.
+//! `blixard cluster`: nodes, settings, join tokens and clients.
 
-use blixard_core::{NodeId, TokenId};
+use blixard_core::{EndpointId, NodeId, TokenId};
 use blixard_node::api::{Client, ClusterView, CreateToken, NodeState, NodeView, TokenView};
 use clap::{Args, Subcommand};
 
+use super::client;
 use super::connect::NodeAddress;
 use super::output::{self, Output, Table};
 use super::values::{self, Ttl, Uses};
@@ -57,6 +58,29 @@ pub(super) enum Verb {
     /// Make, list and revoke the tokens with which nodes join.
     #[command(subcommand)]
     Token(TokenVerb),
+    /// Let a client use the cluster, or change what it may do.
+    #[command(after_help = "Examples:
+  blixard cluster grant $(sudo -u ada blixard client id) --role operator --name ada
+  blixard cluster grant $(ssh desk blixard client id) --role viewer")]
+    Grant(client::Grant),
+    /// Take all rights from a client. What it has open ends.
+    #[command(after_help = "Examples:
+  blixard cluster revoke 1f0c9d2e4b8a37d5a8e0b1c2d3e4f5061728394a5b6c7d8e9fa0b1c2d3e4f506")]
+    Revoke {
+        /// The id of the client's key, as `blixard cluster clients` shows it.
+        #[arg(value_name = "CLIENT")]
+        client: EndpointId,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// List the clients and their roles.
+    #[command(after_help = "Examples:
+  blixard cluster clients
+  blixard cluster clients -o json")]
+    Clients {
+        #[command(flatten)]
+        output: Output,
+    },
 }
 
 /// Settings to change.
@@ -131,6 +155,9 @@ pub(super) async fn run(node: NodeAddress, verb: Verb) -> anyhow::Result<()> {
             output.show(&answer, |_| format!("node {node} is removed from the cluster\n"), |_| vec![node])
         }
         Verb::Token(verb) => run_token(client, verb).await,
+        Verb::Grant(grant) => client::grant(client, grant).await,
+        Verb::Revoke { client: revoked, output } => client::revoke(client, revoked, output).await,
+        Verb::Clients { output } => client::list(client, output).await,
     })
     .await
 }

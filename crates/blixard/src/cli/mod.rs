@@ -4,6 +4,7 @@
 //! and shows the answer; none decides anything about the cluster. Results go to standard output, everything else to
 //! standard error.
 
+mod client;
 mod cluster;
 mod config;
 mod connect;
@@ -50,9 +51,12 @@ enum Verb {
     /// Show the configuration that a node would start with.
     #[command(subcommand)]
     Config(config::Verb),
-    /// See and change the cluster: its nodes, settings and join tokens.
+    /// See and change the cluster: its nodes, settings, join tokens and clients.
     #[command(subcommand)]
     Cluster(cluster::Verb),
+    /// Show the key by which clusters know you.
+    #[command(subcommand)]
+    Client(client::Verb),
     /// Import, list and export what vms boot from.
     #[command(subcommand)]
     Image(image::Verb),
@@ -88,7 +92,7 @@ pub(crate) fn parse() -> Cli {
     let mut command = Cli::command().after_help(closing_help());
     let matches = command.get_matches_mut();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command).exit());
-    let asks_no_node = matches!(cli.verb, Verb::Node(_) | Verb::Config(_));
+    let asks_no_node = matches!(cli.verb, Verb::Node(_) | Verb::Config(_) | Verb::Client(_));
     if asks_no_node && matches.value_source(connect::ADDR) == Some(ValueSource::CommandLine) {
         let told = "--addr names a node to ask, and this command asks none";
         command.error(clap::error::ErrorKind::ArgumentConflict, told).exit();
@@ -104,6 +108,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Guard { arguments } => return Ok(blixard_hypervisor::guard::run(arguments)),
         Verb::Node(arguments) => block_on(node::run(arguments)),
         Verb::Config(verb) => config::run(verb),
+        Verb::Client(verb) => client::run(verb),
         Verb::Cluster(verb) => ask(cluster::run(node, verb)),
         Verb::Image(verb) => ask(image::run(node, verb)),
         Verb::Vm(verb) => ask(vm::run(node, verb)),

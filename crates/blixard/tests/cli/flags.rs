@@ -2,6 +2,9 @@
 
 use crate::bench::{Bench, Ran, command};
 
+/// What could be the id of a client.
+const KEY: &str = "1f0c9d2e4b8a37d5a8e0b1c2d3e4f5061728394a5b6c7d8e9fa0b1c2d3e4f506";
+
 fn help(path: &[&str]) -> String {
     let output = command(path).arg("--help").output().unwrap();
     let ran = Ran::of(output).ends_with(0);
@@ -34,8 +37,8 @@ fn every_verb_shows_examples() {
         groups.extend(inner.into_iter().map(|verb| [group.clone(), vec![verb]].concat()));
     }
     seen.sort();
-    let expected = "cluster leave|cluster remove|cluster set|cluster status|cluster token create|cluster token list|cluster \
-                    token revoke|config show|image delete|image export|image import|image list|image show|node|vm \
+    let expected = "client id|cluster clients|cluster grant|cluster leave|cluster remove|cluster revoke|cluster \
+                    set|cluster status|cluster token create|cluster token list|cluster token revoke|config show|image delete|image export|image import|image list|image show|node|vm \
                     console|vm create|vm delete|vm explain|vm list|vm logs|vm restart|vm start|vm status|vm stop";
     assert_eq!(seen.join("|"), expected);
 }
@@ -49,6 +52,10 @@ fn the_examples_are_commands_that_exist() {
         "cluster leave",
         "cluster remove",
         "cluster token create",
+        "cluster grant",
+        "cluster revoke",
+        "cluster clients",
+        "client id",
         "vm create",
         "vm start",
         "vm stop",
@@ -70,7 +77,7 @@ fn the_examples_are_commands_that_exist() {
             let words: Vec<&str> = example.split_whitespace().skip(1).collect();
             // With an address that cannot be one, a well-formed command gets as far as looking for its node or files.
             let mut words_of_ours = words.clone();
-            if words.first() != Some(&"config") && !words.contains(&"--addr") {
+            if !matches!(words.first(), Some(&"config" | &"client")) && !words.contains(&"--addr") {
                 words_of_ours.extend(["--addr", "nowhere"]);
             }
             let bench = Bench::new();
@@ -115,6 +122,8 @@ fn wrong_values_are_named_with_a_right_one() {
         (&["cluster", "set"], "--voters", "many", "invalid"),
         (&["cluster", "set"], "--copies", "0", "0 is not in 1.."),
         (&["cluster", "remove"], "0", "--force", "1 or higher"),
+        (&["cluster", "grant", KEY], "--role", "root", "operator"),
+        (&["cluster", "grant", "ada"], "--role", "viewer", "64 hexadecimal digits"),
         (&["cluster", "token", "create"], "--ttl", "60", "30s"),
         (&["cluster", "token", "create"], "--ttl", "0s", "lets nobody in"),
         (&["cluster", "token", "create"], "--uses", "-1", "-1"),
@@ -156,6 +165,7 @@ fn a_command_that_lacks_something_says_what() {
     let bench = Bench::new();
     for (arguments, told) in [
         (&["cluster", "set"][..], "--voters"),
+        (&["cluster", "grant", KEY], "--role"),
         (&["image", "import", "--name", "d"], "DISKFILE"),
         (&["image", "export", "d"], "--output"),
         (&["vm", "create", "web"], "--image"),

@@ -63,6 +63,41 @@ fn a_key_that_the_cluster_does_not_know_is_refused() {
 }
 
 #[test]
+fn a_client_is_granted_roles_and_revoked() {
+    let bench = Bench::new();
+    let node = bench.node();
+    let friend = |arguments: &[&str]| {
+        let mut command = bench.command(&[arguments, &["--addr", node.registry()]].concat());
+        Ran::of(command.env("BLIXARD_STATE_DIR", bench.path("friend")).output().unwrap())
+    };
+    let mut own = bench.command(&["client", "id"]);
+    let id = Ran::of(own.env("BLIXARD_STATE_DIR", bench.path("friend")).output().unwrap()).ends_with(0);
+    assert!(id.stderr.contains("blixard cluster grant"), "{id:?}");
+    let id = id.stdout.trim();
+    assert!(friend(&["vm", "list"]).ends_with(4).stderr.contains("`blixard cluster grant`"));
+
+    let granted = bench.run(&["cluster", "grant", id, "--role", "viewer", "--name", "grace"]).ends_with(0);
+    assert_eq!(granted.stdout, format!("client grace ({}) is viewer\n", &id[..10]));
+    friend(&["vm", "list"]).ends_with(0);
+    let forbidden = friend(&["cluster", "set", "--copies", "3"]).ends_with(4);
+    let needs = format!(
+        "this needs the role admin, and client grace has the role viewer: an admin can give it with \
+                         `blixard cluster grant {id} --role admin`"
+    );
+    assert_eq!(forbidden.stderr, format!("error: {needs}\n"));
+    bench.run(&["cluster", "grant", id, "--role", "admin"]).ends_with(0);
+    friend(&["cluster", "set", "--copies", "3"]).ends_with(0);
+    let clients = friend(&["cluster", "clients"]).ends_with(0).stdout;
+    assert!(clients.lines().any(|line| line.starts_with("grace ") && line.ends_with(id)), "{clients}");
+    bench.run(&["cluster", "revoke", id]).ends_with(0);
+    let revoked = friend(&["vm", "list"]).ends_with(4);
+    assert!(revoked.stderr.contains("not known to the cluster"), "{revoked:?}");
+    bench.run(&["cluster", "revoke", id]).ends_with(5);
+    let me = bench.run(&["client", "id", "-o", "json"]).ends_with(0).json()["id"].as_str().unwrap().to_owned();
+    assert!(bench.run(&["cluster", "revoke", &me]).ends_with(6).stderr.contains("only admin"));
+}
+
+#[test]
 fn a_reader_that_goes_ends_the_command_quietly() {
     let bench = Bench::new();
     let _node = bench.node();

@@ -32,7 +32,10 @@ impl Scripted {
         let bind = vec!["127.0.0.1:0".parse().unwrap()];
         let open = Transport::open(TransportConfig { key: SecretKey::generate(), bind, relays: vec![] });
         let transport = runtime.block_on(open).unwrap();
-        transport.access().set_clients([UserState::at(bench.path("state")).client_key().unwrap().id()]);
+        transport.access().set_clients([(
+            UserState::at(bench.path("state")).client_key().unwrap().id(),
+            blixard_core::ClientRole::Admin,
+        )]);
         transport.serve(vec![(Protocol::Api, handler(move |connection| http::serve(connection, app.clone())))]);
         let registry = Registry {
             cluster_node_id: NodeId(1),

@@ -10,9 +10,9 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::Server;
-use crate::api::CONSOLE_UPGRADE;
 use crate::api::fault::{Fault, FaultKind};
 use crate::api::views::LiveView;
+use crate::api::{CLIENT_HEADER, CONSOLE_UPGRADE};
 use crate::raft::GroupView;
 use crate::transport::Protocol;
 use crate::transport::http as wire;
@@ -51,6 +51,13 @@ fn get_request(path: &str) -> Result<Request<RawBody>, Fault> {
     request.map_err(|error| Fault::bad_request(format!("{path}: {error}")))
 }
 
+/// Says for which client a member is asked, so that it can look at the role, too.
+fn on_behalf(mut request: Request<RawBody>, client: EndpointId) -> Result<Request<RawBody>, Fault> {
+    let text = http::HeaderValue::from_str(&client.to_string()).map_err(anyhow::Error::from)?;
+    request.headers_mut().insert(CLIENT_HEADER, text);
+    Ok(request)
+}
+
 async fn ask<T: DeserializeOwned>(server: &Server, peer: EndpointId, path: &str) -> Result<T, Fault> {
     let answer = send(server, peer, get_request(path)?).await?;
     let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
@@ -69,15 +76,26 @@ pub(super) async fn live(server: &Server, peer: EndpointId, vm: VmId, image: Ima
 }
 
 /// Passes a vm's console log on from its node.
-pub(super) async fn logs(server: &Server, peer: EndpointId, vm: VmId, query: LogQuery) -> Result<Response, Fault> {
+pub(super) async fn logs(
+    server: &Server,
+    peer: EndpointId,
+    client: EndpointId,
+    vm: VmId,
+    query: LogQuery,
+) -> Result<Response, Fault> {
     let path = format!("/vms/{vm}/logs?follow={}&tail_bytes={}", query.follow, query.tail_bytes);
-    let answer = send(server, peer, get_request(&path)?).await?;
+    let answer = send(server, peer, on_behalf(get_request(&path)?, client)?).await?;
     Ok(RawBody::new(answer.into_body().map_err(axum::Error::new)).into_response())
 }
 
 /// Opens a vm's console on its node.
-pub(super) async fn console(server: &Server, peer: EndpointId, vm: VmId) -> Result<hyper::upgrade::Upgraded, Fault> {
-    let mut request = get_request(&format!("/vms/{vm}/console"))?;
+pub(super) async fn console(
+    server: &Server,
+    peer: EndpointId,
+    client: EndpointId,
+    vm: VmId,
+) -> Result<hyper::upgrade::Upgraded, Fault> {
+    let mut request = on_behalf(get_request(&format!("/vms/{vm}/console"))?, client)?;
     let headers = request.headers_mut();
     headers.insert(http::header::CONNECTION, http::HeaderValue::from_static("upgrade"));
     headers.insert(http::header::UPGRADE, http::HeaderValue::from_static(CONSOLE_UPGRADE));
@@ -86,6 +104,11 @@ pub(super) async fn console(server: &Server, peer: EndpointId, vm: VmId) -> Resu
 }
 
 /// Opens one part of an image on a node that holds it.
-pub(super) async fn blob(server: &Server, peer: EndpointId, part: Part) -> Result<http::Response<Incoming>, Fault> {
-    send(server, peer, get_request(&format!("/blobs/{}", part.hash))?).await
+pub(super) async fn blob(
+    server: &Server,
+    peer: EndpointId,
+    client: EndpointId,
+    part: Part,
+) -> Result<http::Response<Incoming>, Fault> {
+    send(server, peer, on_behalf(get_request(&format!("/blobs/{}", part.hash))?, client)?).await
 }

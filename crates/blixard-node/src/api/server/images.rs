@@ -197,6 +197,7 @@ pub(super) async fn delete(
 
 pub(super) async fn export(
     State(server): State<Server>,
+    asker: Asker,
     Path((name, wanted)): Path<(ImageName, String)>,
 ) -> Result<Response, Fault> {
     server.read_point(Freshness::default()).await?;
@@ -220,7 +221,7 @@ pub(super) async fn export(
         holders.iter().filter_map(|node| state.nodes.get(node)).map(|node| node.endpoint).collect::<Vec<_>>()
     });
     for holder in holders {
-        if let Ok(answer) = super::ask::blob(&server, holder, part).await {
+        if let Ok(answer) = super::ask::blob(&server, holder, asker.caller.0, part).await {
             let length = [(http::header::CONTENT_LENGTH, part.bytes.to_string())];
             return Ok((length, RawBody::new(answer.into_body().map_err(axum::Error::new))).into_response());
         }

@@ -1,9 +1,11 @@
 //! The serving side of the contract: who asks, what is read, and which command a request becomes.
 
 mod ask;
+mod clients;
 mod cluster;
 mod images;
 mod peer;
+pub(super) mod routes;
 pub(crate) mod tokens;
 mod view;
 mod vms;
@@ -16,8 +18,7 @@ use axum::extract::rejection::JsonRejection;
 use axum::extract::{FromRequest, FromRequestParts, MatchedPath, Request};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post, put};
-use blixard_core::{Actor, Answer, BlobHash, Change, Command, NodeId, RequestId};
+use blixard_core::{Actor, Answer, BlobHash, Change, ClientRole, Command, EndpointId, NodeId, RequestId};
 use http::request::Parts;
 
 use super::REQUEST_HEADER;
@@ -77,28 +78,9 @@ impl Server {
 
     fn routes(&self) -> axum::Router {
         let metrics = self.inner.metrics.clone();
-        axum::Router::new()
-            .route("/v1/cluster", get(cluster::show))
-            .route("/v1/cluster/settings", put(cluster::change_settings))
-            .route("/v1/cluster/leave", post(cluster::leave))
-            .route("/v1/nodes/{node}/remove", post(cluster::remove))
-            .route("/v1/tokens", get(tokens::list).post(tokens::create))
-            .route("/v1/tokens/{token}", delete(tokens::revoke))
-            .route("/v1/images", get(images::list).post(images::add))
-            .route("/v1/images/{name}", get(images::show).delete(images::delete))
-            .route("/v1/images/{name}/parts/{part}", get(images::export))
-            .route("/v1/vms", get(vms::list).post(vms::create))
-            .route("/v1/vms/{name}", get(vms::show).delete(vms::delete))
-            .route("/v1/vms/{name}/start", post(vms::start))
-            .route("/v1/vms/{name}/stop", post(vms::stop))
-            .route("/v1/vms/{name}/restart", post(vms::restart))
-            .route("/v1/vms/{name}/explain", get(vms::explain))
-            .route("/v1/vms/{name}/watch", get(vms::watch))
-            .route("/v1/vms/{name}/logs", get(vms::logs))
-            .route("/v1/vms/{name}/console", get(vms::console))
+        routes::all(self)
+            // Holds for what is read whole. An upload is a stream that goes straight into the blob store.
             .layer(axum::extract::DefaultBodyLimit::max(BODY_BYTES_MAX))
-            // An upload is a stream that goes straight into the blob store, with limits of its own.
-            .route("/v1/blobs", post(images::upload))
             .fallback(async || Fault::not_found("there is no such request in this API"))
             .method_not_allowed_fallback(async || Fault::bad_request("this path does not take that method"))
             .layer(axum::middleware::from_fn(move |request, next| measured(metrics.clone(), request, next)))
@@ -121,6 +103,18 @@ impl Server {
             state.answered.iter().rev().find(|(answered, _)| *answered == id).map(|(_, outcome)| outcome.clone())
         });
         Some(outcome?.map_err(Fault::from))
+    }
+
+    /// Whether a client may ask for what needs this role.
+    async fn permit(&self, client: EndpointId, least: ClientRole) -> Result<(), Fault> {
+        let look = || self.inner.raft.read(|state| state.client_may(client, least).map(drop));
+        if look().is_ok() {
+            return Ok(());
+        }
+        // What was granted a moment ago through another node may not have come here yet. Without a leader it never does,
+        // and then what is known here holds.
+        let _ = self.inner.raft.barrier().await;
+        Ok(look()?)
     }
 
     /// Has a change written in the name of the caller.

@@ -226,13 +226,14 @@ fn elsewhere(server: &Server, vm: &Vm) -> Result<Option<EndpointId>, Fault> {
 
 pub(super) async fn logs(
     State(server): State<Server>,
+    asker: Asker,
     Path(name): Path<VmName>,
     Query(query): Query<LogQuery>,
 ) -> Result<Response, Fault> {
     let vm = find(&server, &name).await?;
     match elsewhere(&server, &vm)? {
         None => logs_here(&server, vm.id, query).await,
-        Some(node) => ask::logs(&server, node, vm.id, query).await,
+        Some(node) => ask::logs(&server, node, asker.caller.0, vm.id, query).await,
     }
 }
 
@@ -287,6 +288,7 @@ pub(super) async fn logs_here(server: &Server, vm: VmId, query: LogQuery) -> Res
 
 pub(super) async fn console(
     State(server): State<Server>,
+    asker: Asker,
     Path(name): Path<VmName>,
     request: AxumRequest,
 ) -> Result<Response, Fault> {
@@ -294,7 +296,7 @@ pub(super) async fn console(
     match elsewhere(&server, &vm)? {
         None => console_here(&server, vm.id, request).await,
         Some(node) => {
-            let far = ask::console(&server, node, vm.id).await?;
+            let far = ask::console(&server, node, asker.caller.0, vm.id).await?;
             upgrade(request, TokioIo::new(far))
         }
     }

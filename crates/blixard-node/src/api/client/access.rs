@@ -1,0 +1,57 @@
+//! Requests about who may join and who may ask.
+
+use blixard_core::{EndpointId, TokenId};
+use http::Method;
+
+use super::{Client, ClientError};
+use crate::api::views::{ClientView, CreateToken, CreatedToken, GrantClient, TokenView};
+
+impl Client {
+    /// Makes a join token.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn create_token(&self, request: &CreateToken) -> Result<CreatedToken, ClientError> {
+        self.call(Method::POST, "/v1/tokens", Some(request)).await
+    }
+
+    /// The join tokens.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn tokens(&self) -> Result<Vec<TokenView>, ClientError> {
+        self.get("/v1/tokens").await
+    }
+
+    /// Revokes a join token.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn revoke_token(&self, token: TokenId) -> Result<(), ClientError> {
+        self.call(Method::DELETE, &format!("/v1/tokens/{token}"), None::<&()>).await
+    }
+
+    /// The clients that may use the control API.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn clients(&self) -> Result<Vec<ClientView>, ClientError> {
+        self.get("/v1/clients").await
+    }
+
+    /// Lets a client in with a role, or gives one that is known another.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn grant_client(&self, client: EndpointId, request: &GrantClient) -> Result<ClientView, ClientError> {
+        self.call(Method::PUT, &format!("/v1/clients/{client}"), Some(request)).await
+    }
+
+    /// Takes all rights from a client, and ends what it has open.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn revoke_client(&self, client: EndpointId) -> Result<(), ClientError> {
+        self.call(Method::DELETE, &format!("/v1/clients/{client}"), None::<&()>).await
+    }
+}
