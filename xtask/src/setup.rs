@@ -21,6 +21,8 @@ pub enum Tool {
     Zstd,
     /// `cpio`: opens rpm packages.
     Cpio,
+    /// `groff`: formats manual pages.
+    Groff,
     /// `ip`: makes network namespaces for tests.
     Ip,
     /// `nft`: makes the NAT of network tests.
@@ -34,8 +36,17 @@ pub const GUEST: &[Tool] = &[Tool::QemuImg, Tool::Gzip, Tool::Zstd, Tool::Cpio];
 /// What booting a guest needs.
 pub const BOOT: &[Tool] = &[Tool::Qemu, Tool::QemuImg];
 /// Everything that any task needs.
-pub const EVERYTHING: &[Tool] =
-    &[Tool::Qemu, Tool::QemuImg, Tool::Gzip, Tool::Zstd, Tool::Cpio, Tool::Ip, Tool::Nft, Tool::Prometheus];
+pub const EVERYTHING: &[Tool] = &[
+    Tool::Qemu,
+    Tool::QemuImg,
+    Tool::Gzip,
+    Tool::Zstd,
+    Tool::Cpio,
+    Tool::Groff,
+    Tool::Ip,
+    Tool::Nft,
+    Tool::Prometheus,
+];
 
 impl Tool {
     /// The program's name on the PATH.
@@ -46,6 +57,7 @@ impl Tool {
             Self::Gzip => "gzip",
             Self::Zstd => "zstd",
             Self::Cpio => "cpio",
+            Self::Groff => "groff",
             Self::Ip => "ip",
             Self::Nft => "nft",
             Self::Prometheus => "prometheus",
@@ -67,6 +79,8 @@ impl Tool {
             (Self::Zstd, Debian | Fedora | Alpine) => return None,
             (Self::Cpio, Fedora) => "cpio",
             (Self::Cpio, _) => return None,
+            (Self::Groff, Debian | Ubuntu | Fedora) => "groff-base",
+            (Self::Groff, Arch | Alpine) => "groff",
             (Self::Ip, Fedora) => "iproute",
             (Self::Ip, _) => "iproute2",
             (Self::Nft, _) => "nftables",

@@ -10,7 +10,16 @@ use blixard_core::ClusterId;
 use blixard_node::transport::Ticket;
 
 /// Variables that are no settings of a node, and so not shown by `blixard config show`.
-const OTHER_VARIABLES: &[&str] = &["BLIXARD_NODE_ADDR", "BLIXARD_STATE_DIR", "BLIXARD_LOG", "BLIXARD_LOG_FORMAT"];
+const OTHER_VARIABLES: &[&str] = &[
+    "BLIXARD_CONFIG_DIR",
+    "BLIXARD_CONTEXT",
+    "BLIXARD_LOG",
+    "BLIXARD_LOG_FORMAT",
+    "BLIXARD_NODE_ADDR",
+    "BLIXARD_STATE_DIR",
+];
+/// Verbs that are over at once and need nobody for it.
+const ASK_NO_NODE: &[&str] = &["completions", "context"];
 /// Read by the tests of the project, not by the program.
 const TEST_VARIABLES: &[&str] = &["BLIXARD_SEED", "BLIXARD_E2E_SEED", "BLIXARD_E2E_ROUNDS"];
 
@@ -39,7 +48,10 @@ fn run(arguments: &[String], variables: &[(&str, &str)]) -> Output {
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("BLIXARD_")) {
         command.env_remove(name);
     }
-    command.env("BLIXARD_STATE_DIR", dir.path().join("state")).envs(variables.iter().copied());
+    command
+        .env("BLIXARD_STATE_DIR", dir.path().join("state"))
+        .env("BLIXARD_CONFIG_DIR", dir.path().join("config"))
+        .envs(variables.iter().copied());
     command.args(arguments).current_dir(dir.path()).stdin(Stdio::null()).output().unwrap()
 }
 
@@ -164,10 +176,12 @@ fn refusal(shown: &Shown) -> Option<String> {
     // A command that lacks something says so before it looks for a node at an address that cannot be one.
     if shown.is_whole && verb.is_some_and(|verb| !matches!(verb.as_str(), "node" | "config" | "client")) {
         arguments.pop();
-        if let Some(at) = arguments.iter().position(|word| word == "--addr") {
+        if let Some(at) = arguments.iter().position(|word| word == "--addr" || word == "--context") {
             arguments.drain(at..=at + 1);
         }
-        arguments.extend(["--addr".to_owned(), "nowhere".to_owned()]);
+        if !verb.is_some_and(|verb| ASK_NO_NODE.contains(&verb.as_str())) {
+            arguments.extend(["--addr".to_owned(), "nowhere".to_owned()]);
+        }
         let said = text(&run(&arguments, &[]).stderr);
         return said.contains("Usage:").then_some(said);
     }

@@ -20,7 +20,8 @@ impl Cluster {
                 command.env_remove(name);
             }
         }
-        command.env("BLIXARD_STATE_DIR", self.state_dir());
+        // The contexts of whoever runs this are none of its business.
+        command.env("BLIXARD_STATE_DIR", self.state_dir()).env("BLIXARD_CONFIG_DIR", self.state_dir());
         command
     }
 

@@ -8,12 +8,14 @@ mod client;
 mod cluster;
 mod config;
 mod connect;
+mod context;
 mod files;
 mod image;
 mod log;
 mod node;
 mod output;
 mod progress;
+mod shell;
 mod values;
 mod vm;
 
@@ -22,7 +24,6 @@ use std::fmt::Write;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::failure::{EXIT_CODES, Exit};
@@ -51,6 +52,9 @@ enum Verb {
     /// Show the configuration that a node would start with.
     #[command(subcommand)]
     Config(config::Verb),
+    /// Keep names for several clusters, and choose among them.
+    #[command(subcommand)]
+    Context(context::Verb),
     /// See and change the cluster: its nodes, settings, join tokens and clients.
     #[command(subcommand)]
     Cluster(cluster::Verb),
@@ -63,6 +67,15 @@ enum Verb {
     /// Create, run and watch virtual machines.
     #[command(subcommand)]
     Vm(vm::Verb),
+    /// Print a script that completes command lines of this program in a shell.
+    #[command(after_help = "Examples:
+  blixard completions bash > ~/.local/share/bash-completion/completions/blixard
+  blixard completions zsh > ~/.zfunc/_blixard       a folder that fpath names
+  blixard completions fish > ~/.config/fish/completions/blixard.fish")]
+    Completions(shell::CompletionsArgs),
+    /// Write manual pages. Packages come with them.
+    #[command(hide = true)]
+    Man(shell::ManArgs),
     /// Own one hypervisor process. A node starts guards itself.
     #[command(hide = true, disable_help_flag = true)]
     Guard {
@@ -70,6 +83,17 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+}
+
+impl Verb {
+    fn asks_no_node(&self) -> bool {
+        match self {
+            Self::Context(verb) => !matches!(verb, context::Verb::Show { .. }),
+            Self::Node(_) | Self::Config(_) | Self::Client(_) => true,
+            Self::Completions(_) | Self::Man(_) | Self::Guard { .. } => true,
+            Self::Cluster(_) | Self::Image(_) | Self::Vm(_) => false,
+        }
+    }
 }
 
 const EXAMPLES: &str = "Examples:
@@ -87,14 +111,19 @@ fn closing_help() -> String {
     text
 }
 
+/// The definition of the command line, with all of its help.
+fn command() -> clap::Command {
+    Cli::command().after_help(closing_help())
+}
+
 /// Reads the command line. Ends the process, with help or an error, when that is all there is to do.
 pub(crate) fn parse() -> Cli {
-    let mut command = Cli::command().after_help(closing_help());
+    let mut command = command();
     let matches = command.get_matches_mut();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command).exit());
-    let asks_no_node = matches!(cli.verb, Verb::Node(_) | Verb::Config(_) | Verb::Client(_));
-    if asks_no_node && matches.value_source(connect::ADDR) == Some(ValueSource::CommandLine) {
-        let told = "--addr names a node to ask, and this command asks none";
+    let names_a_node = [connect::ADDR, connect::CONTEXT].iter().any(|id| matches.value_source(id).is_some());
+    if cli.verb.asks_no_node() && names_a_node {
+        let told = "--addr and --context name a node to ask, and this command asks none";
         command.error(clap::error::ErrorKind::ArgumentConflict, told).exit();
     }
     cli
@@ -109,6 +138,9 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Node(arguments) => block_on(node::run(arguments)),
         Verb::Config(verb) => config::run(verb),
         Verb::Client(verb) => client::run(verb),
+        Verb::Context(verb) => context::run(&node, verb),
+        Verb::Completions(asked) => shell::completions(command(), &asked),
+        Verb::Man(asked) => shell::man(command(), &asked),
         Verb::Cluster(verb) => ask(cluster::run(node, verb)),
         Verb::Image(verb) => ask(image::run(node, verb)),
         Verb::Vm(verb) => ask(vm::run(node, verb)),
@@ -149,8 +181,15 @@ mod tests {
     }
 
     /// What gives no answer that could be written in another way: it runs on, passes bytes through, or draws a terminal.
-    const WITHOUT_FORMAT: &[&str] =
-        &["blixard guard", "blixard image export", "blixard node", "blixard vm console", "blixard vm logs"];
+    const WITHOUT_FORMAT: &[&str] = &[
+        "blixard completions",
+        "blixard guard",
+        "blixard image export",
+        "blixard man",
+        "blixard node",
+        "blixard vm console",
+        "blixard vm logs",
+    ];
 
     #[test]
     fn every_answer_comes_in_the_same_formats() {

@@ -9,18 +9,24 @@ pub(crate) use crate::program::{Bench, PATIENCE, Ran, as_text, command, eventual
 impl Bench {
     /// Starts a node with the fake driver, and returns when it answers.
     pub(crate) fn node(&self) -> Node {
+        self.node_in("data")
+    }
+
+    /// The same, with a data directory of this name: each is a cluster of its own.
+    pub(crate) fn node_in(&self, data_dir: &str) -> Node {
         let address = free_address();
-        let log = std::fs::File::create(self.path("node.log")).unwrap();
-        let arguments = ["node", "--id", "1", "--bind", &address, "--data-dir", "data", "--hypervisor", "fake"];
+        let log_name = format!("{data_dir}.log");
+        let log = std::fs::File::create(self.path(&log_name)).unwrap();
+        let arguments = ["node", "--id", "1", "--bind", &address, "--data-dir", data_dir, "--hypervisor", "fake"];
         let child = self.command(&arguments).args(["--label", "zone=here"]).stderr(log).spawn().unwrap();
-        let node = Node { child, address, registry: self.path("data/node-1-registry.json") };
+        let node = Node { child, address, registry: self.path(data_dir).join("node-1-registry.json") };
         let deadline = Instant::now() + PATIENCE;
         loop {
             let asked = self.run(&["cluster", "status", "--addr", &node.address]);
             if asked.code == 0 {
                 return node;
             }
-            let log = || std::fs::read_to_string(self.path("node.log")).unwrap();
+            let log = || std::fs::read_to_string(self.path(&log_name)).unwrap();
             assert!(Instant::now() < deadline, "the node does not answer: {asked:?}\n{}", log());
         }
     }

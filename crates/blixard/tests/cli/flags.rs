@@ -38,7 +38,9 @@ fn every_verb_shows_examples() {
     }
     seen.sort();
     let expected = "client id|cluster clients|cluster grant|cluster leave|cluster remove|cluster revoke|cluster \
-                    set|cluster status|cluster token create|cluster token list|cluster token revoke|config show|image delete|image export|image import|image list|image show|node|vm \
+                    set|cluster status|cluster token create|cluster token list|cluster token \
+                    revoke|completions|config show|context add|context list|context remove|context \
+                    show|context use|image delete|image export|image import|image list|image show|node|vm \
                     console|vm create|vm delete|vm explain|vm list|vm logs|vm restart|vm start|vm status|vm stop";
     assert_eq!(seen.join("|"), expected);
 }
@@ -65,6 +67,8 @@ fn the_examples_are_commands_that_exist() {
         "image import",
         "image export",
         "config show",
+        "context add",
+        "context use",
     ] {
         let path: Vec<&str> = group.split_whitespace().collect();
         let text = help(&path);
@@ -77,7 +81,8 @@ fn the_examples_are_commands_that_exist() {
             let words: Vec<&str> = example.split_whitespace().skip(1).collect();
             // With an address that cannot be one, a well-formed command gets as far as looking for its node or files.
             let mut words_of_ours = words.clone();
-            if !matches!(words.first(), Some(&"config" | &"client")) && !words.contains(&"--addr") {
+            let asks_no_node = matches!(words.first(), Some(&("client" | "completions" | "config" | "context")));
+            if !asks_no_node && !words.contains(&"--addr") {
                 words_of_ours.extend(["--addr", "nowhere"]);
             }
             let bench = Bench::new();

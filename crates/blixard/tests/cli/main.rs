@@ -4,6 +4,7 @@
 
 mod bench;
 mod console;
+mod contexts;
 mod flags;
 mod images;
 mod nodes;
@@ -14,4 +15,5 @@ mod program;
 mod reach;
 mod scripted;
 mod settings;
+mod shell;
 mod vms;

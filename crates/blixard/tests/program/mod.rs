@@ -77,7 +77,8 @@ impl Bench {
 
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = command(arguments);
-        command.env("BLIXARD_STATE_DIR", self.path("state")).current_dir(self.dir.path());
+        command.env("BLIXARD_STATE_DIR", self.path("state")).env("BLIXARD_CONFIG_DIR", self.path("config"));
+        command.current_dir(self.dir.path());
         command
     }
 
