@@ -21,7 +21,12 @@ impl State {
         if let Some(first) = command.request.and_then(|request| self.answer_to(request)) {
             return first.clone();
         }
+        // Before, because what a command removes has a name only until then.
+        let entry = self.audit_entry(command);
         let outcome = self.carry_out(command);
+        if let Some(entry) = entry {
+            self.keep_entry(entry, &outcome);
+        }
         if let Some(request) = command.request {
             while self.answered.len() >= ANSWERED_MAX {
                 self.answered.pop_front();

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::limits::{self, ANSWERED_MAX, CLIENTS_MAX, IMAGES_MAX, NODES_MAX, REMOVED_MAX, TOKENS_MAX, VMS_MAX};
-use crate::{ClientRole, Image, NodeId, Power, State, Vm};
+use crate::{AUDIT_MAX, ClientRole, Image, NodeId, Power, State, Vm};
 
 type Check = Result<(), String>;
 
@@ -26,6 +26,11 @@ impl State {
             return ensure(*self == empty, || "there is state, but no cluster".into());
         }
         self.check_sizes()?;
+        let mut numbers = (1..=self.audit.count).rev().zip(self.audit.entries.iter().rev());
+        let is_whole = self.audit.count >= self.audit.entries.len() as u64;
+        ensure(is_whole && numbers.all(|(number, entry)| entry.number == number), || {
+            "the audit trail has a gap".into()
+        })?;
         self.check_nodes()?;
         let has_admin = self.clients.values().any(|client| client.role == ClientRole::Admin);
         ensure(has_admin, || "nobody may say who may use the cluster".into())?;
@@ -55,6 +60,7 @@ impl State {
             ("images", self.images.len(), IMAGES_MAX),
             ("vms", self.vms.len(), VMS_MAX),
             ("answers", self.answered.len(), ANSWERED_MAX),
+            ("entries of the audit trail", self.audit.entries.len(), AUDIT_MAX),
         ] {
             ensure(count <= max, || format!("{count} {what} are more than {max}"))?;
         }

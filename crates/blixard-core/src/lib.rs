@@ -1,6 +1,6 @@
 //! What Blixard decides, and nothing else.
 //!
-//! This crate owns the words of the system (nodes, images, vms, tokens), the commands by which cluster state changes, the
+//! This crate owns the words of the system (nodes, images, vms, tokens, clients), the commands by which cluster state changes, the
 //! state itself, and every decision taken on it: [`apply`](State::apply), the scheduler, the voter plan and the agent's
 //! reconciliation. It performs no io, reads no clock, draws no random numbers and holds no async code: time, ids and
 //! reachability come in as arguments, plans go out as data. That is what lets one log give byte-equal state on every
@@ -8,6 +8,7 @@
 
 mod access;
 mod apply;
+mod audit;
 mod check;
 mod command;
 mod copies;
@@ -24,6 +25,7 @@ mod state;
 mod vm;
 
 pub use access::{Client, ClientRole, ParseRoleError, Token};
+pub use audit::{AUDIT_MAX, Audit, AuditEntry, Deed};
 pub use command::{Actor, Answer, Change, Command, DecodeError, Outcome};
 pub use copies::COPY_LOST_AFTER_MS;
 pub use fit::{Fit, RefusalReason, Resource};

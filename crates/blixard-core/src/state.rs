@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::{decode, encode};
 use crate::{
-    Client, ClusterId, DecodeError, EndpointId, Image, ImageId, ImageName, Node, NodeId, Outcome, RequestId, Resources,
-    Settings, Token, TokenId, Vm, VmId, VmName,
+    Audit, Client, ClusterId, DecodeError, EndpointId, Image, ImageId, ImageName, Node, NodeId, Outcome, RequestId,
+    Resources, Settings, Token, TokenId, Vm, VmId, VmName,
 };
 
 /// Everything the cluster has agreed on.
@@ -31,6 +31,8 @@ pub struct State {
     pub vms: BTreeMap<VmId, Vm>,
     /// Answers to the last requests, oldest first, so that a retry gets the first answer.
     pub answered: VecDeque<(RequestId, Outcome)>,
+    /// What was asked for lately, and by whom.
+    pub audit: Audit,
 }
 
 impl State {

@@ -6,8 +6,9 @@ mod plausible;
 use std::collections::{BTreeMap, BTreeSet};
 
 use blixard_core::{
-    Actor, Answer, Change, Client, ClientRole, ClusterId, Command, EndpointId, NodeId, Observed, Outcome, Phase, Power,
-    Rejection, RequestId, SecretHash, Seed, Settings, State, Token, TokenId, UnixMs, VmId, VmSpec, limits,
+    AUDIT_MAX, Actor, Answer, AuditEntry, Change, Client, ClientRole, ClusterId, Command, EndpointId, NodeId, Observed,
+    Outcome, Phase, Power, Rejection, RequestId, SecretHash, Seed, Settings, State, Token, TokenId, UnixMs, VmId,
+    VmSpec, limits,
 };
 use plausible::{USER, asked, cluster, endpoint, image, init, manifest, node, spec, told, vm_id};
 use proptest::strategy::{Strategy, ValueTree};
@@ -347,6 +348,102 @@ fn a_cluster_keeps_an_admin() {
     assert!(says(State::default().apply(&told(1, first))).contains("admin"));
 }
 
+fn trail(state: &State) -> Vec<String> {
+    let line = |entry: &AuditEntry| {
+        let by = match (entry.by, &entry.client_name) {
+            (Actor::Node(node), _) => format!("node {node}"),
+            (Actor::Client(_), name) => format!("client {}", name.as_deref().unwrap_or("unknown")),
+        };
+        let end = entry.rejection.as_ref().map_or_else(|| "done".to_owned(), ToString::to_string);
+        format!("{} {by}: {} {}: {end}", entry.number, entry.deed, entry.object)
+    };
+    state.audit.entries.iter().map(line).collect()
+}
+
+#[test]
+fn the_audit_trail_says_who_asked_for_what_and_how_it_ended() {
+    let mut state = State::default();
+    state.apply(&init()).unwrap();
+    let key = endpoint(50);
+    let grant = Client { key, name: "grace".into(), added_at: UnixMs(0), role: ClientRole::Operator };
+    state.apply(&asked(6_000, Change::GrantClient(grant))).unwrap();
+    let by_grace = |change: Change| Command { by: Actor::Client(key), ..asked(7_000, change) };
+    state.apply(&by_grace(Change::AddImage(image(1, 1, [NodeId(1)].into())))).unwrap();
+    state.apply(&by_grace(create(1, spec(1), true))).unwrap();
+    let again = Command { request: Some(RequestId([1; 16])), ..by_grace(create(2, spec(1), false)) };
+    state.apply(&again).unwrap();
+    state.apply(&again).unwrap();
+    state.apply(&by_grace(create(1, spec(1), true))).unwrap_err();
+    state.apply(&told(1, Change::PlaceVm { id: vm_id(1), node: NodeId(1), epoch: 1 })).unwrap();
+    report(&mut state, 1, Phase::Running).unwrap();
+    state.apply(&by_grace(Change::StopVm { id: vm_id(1), timeout_ms: 5 })).unwrap();
+    state.apply(&by_grace(Change::DeleteVm(vm_id(2)))).unwrap();
+    state.apply(&by_grace(Change::StartVm(vm_id(2)))).unwrap_err();
+    state.apply(&by_grace(Change::RemoveNode { node: NodeId(1), force: true })).unwrap_err();
+    state.apply(&asked(8_000, Change::CreateToken(token(2, Some(1), Some(3_608_000))))).unwrap();
+    state.apply(&told(1, admit(2, 2, Some((2, 9))))).unwrap_err();
+    state.apply(&told(1, admit(2, 2, Some((2, 2))))).unwrap();
+    state.apply(&told(1, admit(2, 2, None))).unwrap();
+    state.apply(&asked(8_000, Change::RevokeClient(key))).unwrap();
+    state.apply(&by_grace(Change::StartVm(vm_id(1)))).unwrap_err();
+    let key_two = endpoint(2);
+    assert_eq!(
+        trail(&state),
+        [
+            format!("1 node 1: found cluster {}: done", ClusterId([9; 32])),
+            format!("2 client ada: grant client {key} role=operator name=grace: done"),
+            format!("3 client grace: add image image-1 id={}: done", manifest(1).id()),
+            "4 client grace: create vm vm-1 image=image-1: done".into(),
+            "5 client grace: create vm vm-2 image=image-1: done".into(),
+            format!("6 client grace: create vm vm-1 image=image-1: a vm with the id {} exists already", vm_id(1)),
+            "7 client grace: stop vm vm-1 timeout=5ms: done".into(),
+            "8 client grace: delete vm vm-2: done".into(),
+            format!("9 client grace: start vm {}: there is no such vm", vm_id(2)),
+            format!(
+                "10 client grace: remove node 1 force: this needs the role admin, and client grace has the role operator: \
+                 an admin can give it with `blixard cluster grant {key} --role admin`"
+            ),
+            "11 client ada: create token 0202020202020202 uses=1 ttl=3600s: done".into(),
+            format!("12 node 1: admit node 2 key={key_two} token=0202020202020202: done"),
+            format!("13 client ada: revoke client {key} name=grace: done"),
+            format!("14 client unknown: start vm vm-1: the client key {key} is not known to the cluster"),
+        ]
+    );
+    assert_eq!(state.audit.entries[1].at, UnixMs(6_000));
+    let numbers = |after, max| state.audit.after(after, max).map(|entry| entry.number).collect::<Vec<_>>();
+    assert_eq!(numbers(11, 10), [12, 13, 14]);
+    assert_eq!((numbers(0, 2), numbers(14, 9), numbers(99, 9)), (vec![13, 14], vec![], vec![]));
+}
+
+#[test]
+fn the_audit_trail_is_bounded_and_keeps_no_secret() {
+    let mut state = cluster(1);
+    let secret = "s3cret";
+    let kept = Seed { user_data: Some(secret.into()), ssh_keys: vec![format!("ssh-ed25519 {secret}")] };
+    state.apply(&asked(5_000, create(1, VmSpec { seed: kept, ..spec(1) }, false))).unwrap();
+    let mut hidden = token(7, None, None);
+    hidden.secret_hash = SecretHash(*b"s3cret..s3cret..s3cret..s3cret..");
+    state.apply(&asked(5_000, Change::CreateToken(hidden))).unwrap();
+    let mut loud = image(10, 9, [NodeId(1)].into());
+    if let blixard_core::Manifest::Kernel { cmdline, .. } = &mut loud.manifest {
+        *cmdline = format!("password={secret}");
+    }
+    loud.id = loud.manifest.id();
+    let _ = state.apply(&asked(5_000, Change::AddImage(loud)));
+    let client = |name: String| Client { key: endpoint(9), name, added_at: UnixMs(0), role: ClientRole::Viewer };
+    state.apply(&asked(5_000, Change::GrantClient(client("x".repeat(1 << 20))))).unwrap_err();
+    let entries = State { audit: state.audit.clone(), ..State::default() }.encode();
+    assert!(!String::from_utf8_lossy(&entries).contains(secret));
+    assert!(entries.len() < 10_000, "a name of a mebibyte is not kept");
+    let before = state.audit.count;
+    for _ in 0..AUDIT_MAX {
+        let _ = state.apply(&asked(5_000, Change::StartVm(vm_id(9))));
+    }
+    assert_eq!((state.audit.entries.len(), state.audit.count), (AUDIT_MAX, before + AUDIT_MAX as u64));
+    assert_eq!(state.audit.entries[0].number, before + 1);
+    assert_eq!(state.check(), Ok(()));
+}
+
 /// What each role may change, written down apart from the code: every change that somebody with the least role may ask
 /// for is refused to the role below, and decisions and reports to everybody.
 #[test]
@@ -373,6 +470,8 @@ fn a_change_is_for_those_whose_role_allows_it() {
             let outcome = state.apply(&command);
             let is_refused = matches!(outcome, Err(Rejection::NotAllowed(_) | Rejection::ClusterExists(_)));
             assert_eq!(!is_refused, may, "{role} and {word}: {outcome:?}");
+            // All but the note that it was tried.
+            state.audit = before.audit.clone();
             assert!(may || state == before, "a refused {word} changed the state");
         }
         seen.insert(word);

@@ -5,7 +5,9 @@ mod plausible;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use blixard_core::{Actor, Change, Command, EndpointId, NodeId, Placement, RequestId, State, TokenId};
+use blixard_core::{
+    AUDIT_MAX, Actor, Change, Command, EndpointId, NodeId, Placement, Rejection, RequestId, State, TokenId, UnixMs,
+};
 use plausible::{prelude, step, steps};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -53,7 +55,8 @@ proptest! {
             let outcome = state.apply(&command);
             prop_assert_eq!(state.check(), Ok(()), "after {:?}", command);
             if outcome.is_err() {
-                let unchanged = State { answered: state.answered.clone(), ..before.clone() };
+                let (answered, audit) = (state.answered.clone(), state.audit.clone());
+                let unchanged = State { answered, audit, ..before.clone() };
                 prop_assert_eq!(&state, &unchanged, "changed by the rejected {:?}", command);
             }
             if let (Change::PlaceVm { node, .. }, Ok(_), true) = (&command.change, &outcome, before != state) {
@@ -130,6 +133,39 @@ proptest! {
             } else {
                 prop_assert!(vm.desired.deleting);
             }
+        }
+    }
+
+    /// Whatever was asked for by a client, and every node that was let in, is in the trail as it was and in order; nothing
+    /// else is, and nothing twice.
+    #[test]
+    fn the_audit_trail_has_every_write_once(steps in steps(120)) {
+        let mut state = State::default();
+        let mut expected: Vec<(UnixMs, Actor, Option<Rejection>)> = Vec::new();
+        for command in log(&steps) {
+            let before = state.clone();
+            let is_retry = command.request.is_some_and(|id| before.answered.iter().any(|(known, _)| *known == id));
+            let outcome = state.apply(&command);
+            let is_kept = match &command.change {
+                Change::UpdateNode(_) | Change::WantCopy { .. } | Change::ReportCopy { .. } | Change::PlaceVm { .. }
+                | Change::ReportVm { .. } | Change::ForgetVm { .. } => false,
+                Change::AdmitNode { .. } => before.nodes.len() < state.nodes.len(),
+                _ => true,
+            };
+            if is_kept && !is_retry {
+                expected.push((command.at, command.by, outcome.err()));
+            } else {
+                prop_assert_eq!(&before.audit, &state.audit, "kept {:?}", command);
+            }
+        }
+        prop_assert_eq!(state.audit.count, expected.len() as u64);
+        let kept: Vec<_> = state.audit.entries.iter().map(|kept| (kept.at, kept.by, kept.rejection.clone())).collect();
+        let forgotten = expected.len().saturating_sub(AUDIT_MAX);
+        prop_assert_eq!(kept, &expected[forgotten..]);
+        for entry in &state.audit.entries {
+            let is_client = matches!(entry.by, Actor::Client(_));
+            prop_assert!(is_client || entry.client_name.is_none());
+            prop_assert!(!entry.object.is_empty() && entry.object.chars().count() <= 160);
         }
     }
 

@@ -191,6 +191,7 @@ fn the_whole_state_keeps_its_encoding() {
     assert_eq!(parts, [2, 1, 2, 3, 2]);
     assert!(state.answered.iter().any(|(_, outcome)| outcome.is_err()));
     assert!(state.vms[&vm_id(1)].observed.is_some());
+    assert!(state.audit.entries.iter().any(|entry| entry.rejection.is_some()) && state.audit.entries.len() > 5);
     check("state", &state.encode());
     assert_eq!(State::decode(&state.encode()), Ok(state));
 }

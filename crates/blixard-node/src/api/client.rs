@@ -10,6 +10,7 @@ use anyhow::{Context, anyhow};
 use axum::body::Body;
 use blixard_core::{ClusterId, EndpointId, ImageName, NodeId, RequestId, Settings, VmName};
 use bytes::Bytes;
+use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, TryStreamExt};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
@@ -129,6 +130,20 @@ pub enum ClientError {
 
 fn unreachable(error: impl Into<anyhow::Error>) -> ClientError {
     ClientError::Unreachable(error.into())
+}
+
+/// The values of a stream of JSON lines.
+fn lines_of<T: DeserializeOwned + Send + 'static>(
+    bytes: impl Stream<Item = std::io::Result<Bytes>> + Send + 'static,
+    what: &'static str,
+) -> BoxStream<'static, anyhow::Result<T>> {
+    let lines = tokio_util::io::StreamReader::new(Box::pin(bytes)).lines();
+    futures::stream::try_unfold(lines, move |mut lines| async move {
+        let Some(line) = lines.next_line().await.with_context(|| format!("follow {what}"))? else { return Ok(None) };
+        let value = serde_json::from_str(&line).with_context(|| format!("read a line about {what}"))?;
+        Ok(Some((value, lines)))
+    })
+    .boxed()
 }
 
 impl Client {
@@ -408,14 +423,8 @@ impl Client {
         &self,
         name: &VmName,
     ) -> Result<impl Stream<Item = anyhow::Result<VmView>> + use<>, ClientError> {
-        let bytes = Box::pin(self.stream(&format!("/v1/vms/{name}/watch")).await?);
-        let lines = tokio_util::io::StreamReader::new(bytes).lines();
-        Ok(futures::stream::try_unfold(lines, |mut lines| async move {
-            let Some(line) = lines.next_line().await.context("follow the vm")? else { return Ok(None) };
-            let view = serde_json::from_str(&line).context("read a line of the watch")?;
-            Ok(Some((view, lines)))
-        })
-        .boxed())
+        let bytes = self.stream(&format!("/v1/vms/{name}/watch")).await?;
+        Ok(lines_of(bytes, "the vm"))
     }
 
     /// The vm's console log: the last `tail_bytes` of it, and with `follow` what comes after, until the stream is dropped.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use blixard_core::{
-    BlobHash, ClientRole, ClusterId, Desired, EndpointId, ImageId, ImageKind, ImageName, Manifest, NodeId, Power,
+    BlobHash, ClientRole, ClusterId, Deed, Desired, EndpointId, ImageId, ImageKind, ImageName, Manifest, NodeId, Power,
     PublishedPort, Resources, RestartPolicy, Seed, Settings, Strategy, TokenId, UnixMs, VmId, VmName,
 };
 use serde::{Deserialize, Serialize};
@@ -141,6 +141,27 @@ pub struct ClientView {
     pub role: ClientRole,
     /// When it was let in.
     pub added_at: UnixMs,
+}
+
+/// A write that was asked for, as the audit trail has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditView {
+    /// One more than that of the write before, so that a gap shows.
+    pub number: u64,
+    /// When the node that accepted the request did so, by that node's clock.
+    pub at: UnixMs,
+    /// The client that asked, unless a node did.
+    pub client: Option<EndpointId>,
+    /// The name that the client had then.
+    pub client_name: Option<String>,
+    /// The node that asked: the one that founded the cluster or let another in.
+    pub node: Option<NodeId>,
+    /// What was asked for.
+    pub deed: Deed,
+    /// Of what: a name or an id, and what tells this write from another like it.
+    pub object: String,
+    /// Why it was rejected; nothing when it was carried out.
+    pub rejection: Option<String>,
 }
 
 /// An uploaded blob that is no part of an image yet. It is dropped after a while unless an image is made of it.

@@ -1,6 +1,7 @@
 //! Clusters of real nodes in one process: real iroh connections on loopback, real files, and the fake driver.
 #![allow(clippy::unwrap_used)]
 
+mod audit;
 mod bench;
 mod consensus;
 mod images;

@@ -26,6 +26,8 @@ const EXPECTED: &[(&str, &str, ClientRole)] = &[
     ("GET", "/v1/clients", Admin),
     ("PUT", "/v1/clients/{client}", Admin),
     ("DELETE", "/v1/clients/{client}", Admin),
+    ("GET", "/v1/audit", Viewer),
+    ("GET", "/v1/audit/watch", Viewer),
     ("POST", "/v1/blobs", Operator),
     ("GET", "/v1/images", Viewer),
     ("POST", "/v1/images", Operator),

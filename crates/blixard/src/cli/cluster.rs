@@ -4,6 +4,7 @@ use blixard_core::{EndpointId, NodeId, TokenId};
 use blixard_node::api::{Client, ClusterView, CreateToken, NodeState, NodeView, TokenView};
 use clap::{Args, Subcommand};
 
+use super::audit;
 use super::client;
 use super::connect::NodeAddress;
 use super::output::{self, Output, Table};
@@ -81,6 +82,12 @@ pub(super) enum Verb {
         #[command(flatten)]
         output: Output,
     },
+    /// Show who asked for which write when, and how it ended, rejected writes included.
+    #[command(after_help = "Examples:
+  blixard cluster log
+  blixard cluster log -n 1000 -o json
+  blixard cluster log -f")]
+    Log(audit::Log),
 }
 
 /// Settings to change.
@@ -158,6 +165,7 @@ pub(super) async fn run(node: NodeAddress, verb: Verb) -> anyhow::Result<()> {
         Verb::Grant(grant) => client::grant(client, grant).await,
         Verb::Revoke { client: revoked, output } => client::revoke(client, revoked, output).await,
         Verb::Clients { output } => client::list(client, output).await,
+        Verb::Log(log) => audit::run(client, log).await,
     })
     .await
 }

@@ -4,6 +4,7 @@
 //! and shows the answer; none decides anything about the cluster. Results go to standard output, everything else to
 //! standard error.
 
+mod audit;
 mod client;
 mod cluster;
 mod config;

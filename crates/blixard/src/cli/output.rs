@@ -70,6 +70,25 @@ impl Output {
     }
 }
 
+impl Output {
+    /// Writes one result of a stream: for people and by name as [`Output::show`] does, for programs as one line or one
+    /// document.
+    pub(super) fn show_one_of_many<T: Serialize, N: ToString>(
+        self,
+        result: &T,
+        line: impl FnOnce(&T) -> String,
+        name: impl FnOnce(&T) -> N,
+    ) -> anyhow::Result<()> {
+        let text = match self.format {
+            OutputFormat::Table => line(result),
+            OutputFormat::Json => serde_json::to_string(result).context("encode the answer as JSON")? + "\n",
+            OutputFormat::Yaml => format!("---\n{}", yaml(result)?),
+            OutputFormat::Name => clean(&name(result).to_string()) + "\n",
+        };
+        print(text.as_bytes())
+    }
+}
+
 /// A result as YAML, with the same names and values as its JSON.
 fn yaml(result: &impl Serialize) -> anyhow::Result<String> {
     // By way of JSON, because that is what the contract says: no enum is to look different here.

@@ -37,7 +37,7 @@ fn every_verb_shows_examples() {
         groups.extend(inner.into_iter().map(|verb| [group.clone(), vec![verb]].concat()));
     }
     seen.sort();
-    let expected = "client id|cluster clients|cluster grant|cluster leave|cluster remove|cluster revoke|cluster \
+    let expected = "client id|cluster clients|cluster grant|cluster leave|cluster log|cluster remove|cluster revoke|cluster \
                     set|cluster status|cluster token create|cluster token list|cluster token \
                     revoke|completions|config show|context add|context list|context remove|context \
                     show|context use|image delete|image export|image import|image list|image show|node|vm \
@@ -57,6 +57,7 @@ fn the_examples_are_commands_that_exist() {
         "cluster grant",
         "cluster revoke",
         "cluster clients",
+        "cluster log",
         "client id",
         "vm create",
         "vm start",

@@ -93,6 +93,11 @@ fn a_client_is_granted_roles_and_revoked() {
     let revoked = friend(&["vm", "list"]).ends_with(4);
     assert!(revoked.stderr.contains("not known to the cluster"), "{revoked:?}");
     bench.run(&["cluster", "revoke", id]).ends_with(5);
+    let log = bench.run(&["cluster", "log", "-n", "2"]).ends_with(0).stdout;
+    let lines: Vec<&str> = log.lines().collect();
+    assert!(lines[0].ends_with(&format!("revoke client    {id} name=grace: done")), "{log}");
+    assert!(lines[1].ends_with(&format!("revoke client    {id}: rejected: no such client key")), "{log}");
+    assert_eq!(bench.run(&["cluster", "log", "-n", "3", "-o", "name"]).ends_with(0).stdout.lines().count(), 3);
     let me = bench.run(&["client", "id", "-o", "json"]).ends_with(0).json()["id"].as_str().unwrap().to_owned();
     assert!(bench.run(&["cluster", "revoke", &me]).ends_with(6).stderr.contains("only admin"));
 }

@@ -1,10 +1,11 @@
-//! Requests about who may join and who may ask.
+//! Requests about who may join, who may ask, and who asked for what.
 
 use blixard_core::{EndpointId, TokenId};
+use futures::Stream;
 use http::Method;
 
-use super::{Client, ClientError};
-use crate::api::views::{ClientView, CreateToken, CreatedToken, GrantClient, TokenView};
+use super::{Client, ClientError, lines_of};
+use crate::api::views::{AuditView, ClientView, CreateToken, CreatedToken, GrantClient, TokenView};
 
 impl Client {
     /// Makes a join token.
@@ -53,5 +54,25 @@ impl Client {
     /// See [`ClientError`].
     pub async fn revoke_client(&self, client: EndpointId) -> Result<(), ClientError> {
         self.call(Method::DELETE, &format!("/v1/clients/{client}"), None::<&()>).await
+    }
+
+    /// The last entries of the audit trail, oldest first.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn audit(&self, last: usize) -> Result<Vec<AuditView>, ClientError> {
+        self.get(&format!("/v1/audit?last={last}")).await
+    }
+
+    /// The last entries of the audit trail, and each further one as it is written, until the stream is dropped.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn watch_audit(
+        &self,
+        last: usize,
+    ) -> Result<impl Stream<Item = anyhow::Result<AuditView>> + use<>, ClientError> {
+        let bytes = self.stream(&format!("/v1/audit/watch?last={last}")).await?;
+        Ok(lines_of(bytes, "the audit trail"))
     }
 }

@@ -1,6 +1,7 @@
 //! The serving side of the contract: who asks, what is read, and which command a request becomes.
 
 mod ask;
+mod audit;
 mod clients;
 mod cluster;
 mod images;

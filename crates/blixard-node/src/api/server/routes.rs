@@ -14,7 +14,7 @@ use blixard_core::ClientRole;
 use blixard_core::ClientRole::{Admin, Operator, Viewer};
 use http::Method;
 
-use super::{Server, clients, cluster, images, tokens, vms};
+use super::{Server, audit, clients, cluster, images, tokens, vms};
 use crate::api::fault::{Fault, FaultKind};
 use crate::transport::http::Caller;
 
@@ -52,6 +52,8 @@ fn table() -> Vec<Route> {
         route(Admin, Method::GET, "/v1/clients", clients::list),
         route(Admin, Method::PUT, "/v1/clients/{client}", clients::grant),
         route(Admin, Method::DELETE, "/v1/clients/{client}", clients::revoke),
+        route(Viewer, Method::GET, "/v1/audit", audit::list),
+        route(Viewer, Method::GET, "/v1/audit/watch", audit::watch),
         route(Operator, Method::POST, "/v1/blobs", images::upload),
         route(Viewer, Method::GET, "/v1/images", images::list),
         route(Operator, Method::POST, "/v1/images", images::add),

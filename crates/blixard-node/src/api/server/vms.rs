@@ -29,7 +29,7 @@ const FOLLOW_EVERY: Duration = Duration::from_millis(100);
 /// A piece of a log.
 const LOG_CHUNK_BYTES: usize = 64 << 10;
 /// Pieces of a log or watch that wait for a slow reader.
-const PIECES_WAITING: usize = 16;
+pub(super) const PIECES_WAITING: usize = 16;
 
 fn no_such(name: &VmName) -> Fault {
     Fault::not_found(format!("there is no vm named {name}"))
@@ -204,7 +204,7 @@ pub(super) async fn watch(State(server): State<Server>, Path(name): Path<VmName>
     Ok(streamed(lines, "application/x-ndjson"))
 }
 
-fn streamed(pieces: mpsc::Receiver<std::io::Result<Bytes>>, content_type: &'static str) -> Response {
+pub(super) fn streamed(pieces: mpsc::Receiver<std::io::Result<Bytes>>, content_type: &'static str) -> Response {
     let pieces = futures::stream::unfold(pieces, |mut pieces| async move { Some((pieces.recv().await?, pieces)) });
     ([(header::CONTENT_TYPE, content_type)], RawBody::from_stream(pieces)).into_response()
 }
