@@ -7,10 +7,10 @@
 //! ```
 
 use std::ffi::{OsStr, OsString};
-use std::fs::OpenOptions;
+use std::fs::{DirBuilder, OpenOptions};
 use std::io::Read;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -88,7 +88,7 @@ impl UserState {
     fn lock(&self) -> anyhow::Result<Flock<std::fs::File>> {
         let path = self.dir.join("lock");
         let open = || -> anyhow::Result<_> {
-            std::fs::create_dir_all(&self.dir)?;
+            DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
             let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path)?;
             Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno.into())
         };

@@ -5,6 +5,7 @@
 //! that it can say why the node is not ready, and stops when its task is dropped.
 
 mod metrics;
+mod places;
 mod process;
 
 use std::net::SocketAddr;
@@ -27,9 +28,12 @@ use crate::config::HTTP_PORT_OFFSET;
 use crate::metrics::Metrics;
 use crate::raft::Raft;
 use crate::transport::Transport;
+use places::Callers;
 
 /// Connections served at once. Further ones wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 256;
+/// The largest head of a request: several times what a browser or a scraper sends. The body of one is not read.
+const HEAD_BYTES_MAX: usize = 16 << 10;
 /// How long a caller may take to send a request, and how long a connection may idle between two.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long one connection may last: none of the answers takes a second.
@@ -90,10 +94,15 @@ pub(crate) async fn run(
         .fallback(async || (StatusCode::NOT_FOUND, "there are /bootstrap, /healthz, /readyz and /metrics\n"))
         .with_state(Door { stage, contact, seen });
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let callers = Callers::default();
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
-        let stream = match listener.lock().await.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, caller) = match listener.lock().await.accept().await {
+            // One caller cannot take the places of all: what is over its share is closed at once.
+            Ok((stream, address)) => match callers.enter(address.ip()) {
+                Some(caller) => (stream, caller),
+                None => continue,
+            },
             Err(error) => {
                 tracing::warn!(%error, "an HTTP connection could not be accepted");
                 // Out of file descriptors, most likely: wait for some to be closed.
@@ -106,10 +115,11 @@ pub(crate) async fn run(
             let serving = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_TIMEOUT)
+                .max_buf_size(HEAD_BYTES_MAX)
                 .serve_connection(TokioIo::new(stream), TowerToHyperService::new(app));
             // Errors here are the caller's: a cut connection, or what is not HTTP.
             let _ = tokio::time::timeout(CONNECTION_TIMEOUT, serving).await;
-            drop(place);
+            drop((place, caller));
         });
     }
 }

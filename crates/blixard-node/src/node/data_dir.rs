@@ -13,7 +13,7 @@
 //! ```
 
 use std::fs::{DirBuilder, File};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -33,6 +33,21 @@ pub(crate) struct Membership {
     pub(crate) cluster: ClusterId,
     /// Whether the cluster has removed it. What is here then belongs to nobody.
     pub(crate) removed: bool,
+}
+
+/// What is in the data directory and cannot be read by others, also where the directory itself was made by somebody who
+/// left it open. Hypervisors, which may not enter, are given what they need.
+const CLOSED: [&str; 2] = ["raft", "images"];
+
+fn close_rooms(dir: &Path) -> anyhow::Result<()> {
+    for path in CLOSED.map(|room| dir.join(room)) {
+        let close = || {
+            DirBuilder::new().recursive(true).mode(0o700).create(&path)?;
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700))
+        };
+        close().with_context(|| format!("close the directory {} to other users", path.display()))?;
+    }
+    Ok(())
 }
 
 /// An open data directory, locked for this process.
@@ -55,7 +70,10 @@ impl DataDir {
             .open(&file)
             .with_context(|| format!("open {}", file.display()))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Self { path, _lock: lock }),
+            Ok(lock) => {
+                close_rooms(&path)?;
+                Ok(Self { path, _lock: lock })
+            }
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
                 bail!(
                     "another node process uses the data directory {}: stop it, or give another --data-dir",

@@ -26,7 +26,7 @@ use super::wire::{KIND_APPEND, KIND_UNARY, Request, decode, put_frame, read_fram
 use crate::runtime::{self, Instant};
 
 /// How long a peer may take to take a snapshot in.
-const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(120);
+pub(super) const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(120);
 /// The shortest time allowed for an answer to appended entries: they wait for the peer's disk, which may be busy.
 const APPEND_TIMEOUT_MIN: Duration = Duration::from_secs(1);
 /// Requests of a stream are gathered up to this size before they are sent: fewer, larger writes.

@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use super::group::{Group, Logged, Snapshot};
 use super::link::{Incoming, Outgoing};
 use super::machine::OpenRaft;
+use super::network::SNAPSHOT_TIMEOUT;
 use super::wire::{
     FRAME_BYTES_MAX, Forwarded, KIND_APPEND, KIND_UNARY, Request, decode, put_frame, read_bytes, read_frame,
 };
@@ -25,6 +26,11 @@ use crate::transport::Connection;
 /// Append requests taken off the wire and not yet taken by Raft. The reader never waits on a full queue: an unread stream
 /// would end the whole connection, so the stream is given up instead, and the leader opens another.
 const APPEND_QUEUE: usize = 4096;
+
+/// How long a peer may take to say what a stream is for.
+const KIND_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a peer may take to take an answer. It waits for it, so it reads.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// When a leader was last heard of. Raft itself goes on naming one that is long dead for as long as nobody can be elected
 /// in its place.
@@ -49,7 +55,7 @@ pub(super) async fn serve(raft: OpenRaft, heard: Heard, connection: Connection) 
         let peer = connection.remote_id();
         runtime::spawn(async move {
             if let Err(error) = serve_stream(raft, heard, Box::new(send), Box::new(recv)).await
-                && error.kind() == io::ErrorKind::InvalidData
+                && matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::TimedOut)
             {
                 tracing::warn!(peer = %peer.fmt_short(), %error, "a Raft stream was closed");
             }
@@ -59,11 +65,17 @@ pub(super) async fn serve(raft: OpenRaft, heard: Heard, connection: Connection) 
 
 /// Serves one stream of a member to its end.
 pub(super) async fn serve_stream(raft: OpenRaft, heard: Heard, send: Outgoing, mut recv: Incoming) -> io::Result<()> {
-    match recv.read_u8().await? {
+    match in_time(KIND_TIMEOUT, recv.read_u8()).await? {
         KIND_APPEND => serve_appends(raft, heard, send, recv).await,
         KIND_UNARY => serve_requests(raft, heard, send, recv).await,
         other => Err(io::Error::new(io::ErrorKind::InvalidData, format!("unknown kind of stream: {other}"))),
     }
+}
+
+/// Ends what takes longer than a well-meaning peer lets it take.
+async fn in_time<T>(limit: Duration, step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    let slow = |_| io::Error::new(io::ErrorKind::TimedOut, "the peer is too slow");
+    runtime::timeout(limit, step).await.map_err(slow)?
 }
 
 async fn serve_appends(raft: OpenRaft, heard: Heard, mut send: Outgoing, mut recv: Incoming) -> io::Result<()> {
@@ -91,7 +103,7 @@ async fn serve_appends(raft: OpenRaft, heard: Heard, mut send: Outgoing, mut rec
                 put_frame(&mut out, &answer.map_err(io::Error::other)?)?;
                 next = answers.next().now_or_never().flatten();
             }
-            send.write_all(&out).await?;
+            in_time(ANSWER_TIMEOUT, send.write_all(&out)).await?;
             out.clear();
         }
         Ok(())
@@ -116,14 +128,14 @@ async fn serve_requests(raft: OpenRaft, heard: Heard, mut send: Outgoing, mut re
             Request::PreVote(request) => put(&mut out, raft.pre_vote(request).await)?,
             Request::Snapshot(vote, meta, len) => {
                 heard.now();
-                let snapshot = read_bytes(&mut recv, &mut buffer, len).await?;
+                let snapshot = in_time(SNAPSHOT_TIMEOUT, read_bytes(&mut recv, &mut buffer, len)).await?;
                 put(&mut out, raft.install_full_snapshot(vote, Snapshot { meta, snapshot }).await)?;
             }
             Request::Transfer(request) => put(&mut out, raft.handle_transfer_leader(request).await)?,
             Request::Propose(command) => put_frame(&mut out, &propose_here(&raft, command).await)?,
             Request::ReadIndex => put_frame(&mut out, &read_index_here(&raft).await)?,
         }
-        send.write_all(&out).await?;
+        in_time(ANSWER_TIMEOUT, send.write_all(&out)).await?;
     }
     Ok(())
 }

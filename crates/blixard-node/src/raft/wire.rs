@@ -1,6 +1,7 @@
 //! Frames on Raft streams: a 32-bit little-endian length, then that many bytes of postcard.
 
 use std::io;
+use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest, VoteRequest};
@@ -9,11 +10,15 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::group::{Group, SnapshotMeta, Vote};
+use crate::runtime::{Instant, timeout_at};
 
 /// The largest frame: a batch of log entries, which the log store keeps far below it.
 pub(super) const FRAME_BYTES_MAX: usize = 16 << 20;
 /// The largest snapshot: a state of 100,000 vms takes some 100 MiB.
 pub(super) const SNAPSHOT_BYTES_MAX: u64 = 1 << 30;
+/// How long a frame that has begun may take to come whole: the largest takes that long on a line of 5 Mbit/s. Between
+/// two frames a stream may rest for ever.
+const FRAME_TIMEOUT: Duration = Duration::from_secs(30);
 /// What is read ahead of need, and kept free in a buffer.
 const READ_AHEAD_BYTES: usize = 64 << 10;
 
@@ -67,6 +72,7 @@ pub(super) async fn read_frame(
     reader: &mut (impl AsyncRead + Unpin),
     buffer: &mut BytesMut,
 ) -> io::Result<Option<Bytes>> {
+    let mut deadline = None;
     loop {
         if buffer.len() >= 4 {
             let len = u32::from_le_bytes([buffer[0], buffer[1], buffer[2], buffer[3]]) as usize;
@@ -81,7 +87,14 @@ pub(super) async fn read_frame(
         }
         // Grows with what has come, never with what a length merely claims.
         buffer.reserve(READ_AHEAD_BYTES);
-        if reader.read_buf(buffer).await? == 0 {
+        let len = if buffer.is_empty() {
+            reader.read_buf(buffer).await?
+        } else {
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + FRAME_TIMEOUT);
+            let slow = |_| io::Error::new(io::ErrorKind::TimedOut, "a frame came too slowly");
+            timeout_at(deadline, reader.read_buf(buffer)).await.map_err(slow)??
+        };
+        if len == 0 {
             return if buffer.is_empty() { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
         }
     }

@@ -132,6 +132,8 @@ impl Connections {
             Ok(Ok(connection)) => {
                 slot.failures = 0;
                 slot.not_before = None;
+                // Whom we have called may answer at length.
+                connection.set_receive_window(super::RECEIVE_BYTES_MAX.into());
                 slot.connection = Some(connection.clone());
                 return Ok(connection);
             }

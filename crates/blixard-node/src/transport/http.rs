@@ -1,7 +1,8 @@
 //! HTTP over streams: each request travels on a stream of its own, so that a slow one holds up no other.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
@@ -13,10 +14,9 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::Semaphore;
 use tower::ServiceExt;
 
+use super::pace::{PacedBody, PacedSend};
 use super::{Connection, refusal};
 
-/// Requests that are worked on at once for one connection; a further one waits its turn.
-const REQUESTS_MAX: usize = 256;
 /// How long a caller may take to send the head of its request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// The largest head of a request or an answer.
@@ -26,17 +26,43 @@ const HEAD_BYTES_MAX: usize = 32 << 10;
 #[derive(Debug, Clone, Copy)]
 pub struct Caller(pub EndpointId);
 
+/// Requests that are worked on at once for one key, over all its connections. A further one waits its turn.
+#[derive(Debug)]
+pub struct Requests {
+    a_key_max: usize,
+    // Held by the key's connections, so that nothing is kept of those who have gone.
+    keys: Mutex<HashMap<EndpointId, Weak<Semaphore>>>,
+}
+
+impl Requests {
+    /// So many for each key.
+    pub fn new(a_key_max: usize) -> Arc<Self> {
+        Arc::new(Self { a_key_max, keys: Mutex::default() })
+    }
+
+    fn of(&self, key: EndpointId) -> Arc<Semaphore> {
+        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = keys.get(&key).and_then(Weak::upgrade) {
+            return known;
+        }
+        keys.retain(|_, known| known.strong_count() > 0);
+        let permits = Arc::new(Semaphore::new(self.a_key_max));
+        keys.insert(key, Arc::downgrade(&permits));
+        permits
+    }
+}
+
 /// Serves a connection until it ends.
-pub async fn serve(connection: Connection, app: axum::Router) {
+pub async fn serve(requests: Arc<Requests>, connection: Connection, app: axum::Router) {
     let caller = Caller(EndpointId(*connection.remote_id().as_bytes()));
-    let permits = Arc::new(Semaphore::new(REQUESTS_MAX));
+    let permits = requests.of(caller.0);
     while let Ok((send, recv)) = connection.accept_bi().await {
         let app = app.clone();
         let Ok(permit) = permits.clone().acquire_owned().await else { return };
         tokio::spawn(async move {
             let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
                 request.extensions_mut().insert(caller);
-                let answer = app.clone().oneshot(request.map(Body::new));
+                let answer = app.clone().oneshot(request.map(|body| Body::new(PacedBody::new(body))));
                 async move { answer.await.map_err(|never: Infallible| never) }
             });
             let served = hyper::server::conn::http1::Builder::new()
@@ -45,7 +71,7 @@ pub async fn serve(connection: Connection, app: axum::Router) {
                 .max_buf_size(HEAD_BYTES_MAX)
                 .keep_alive(false)
                 .half_close(true)
-                .serve_connection(TokioIo::new(tokio::io::join(recv, send)), service)
+                .serve_connection(TokioIo::new(tokio::io::join(recv, PacedSend::new(send))), service)
                 .with_upgrades()
                 .await;
             if let Err(error) = served {

@@ -1,8 +1,8 @@
 //! Secret keys on disk: made once, readable by their owner alone, never replaced.
 
-use std::fs::OpenOptions;
+use std::fs::{DirBuilder, OpenOptions};
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -75,14 +75,14 @@ pub fn load_or_create_key(path: &Path) -> anyhow::Result<SecretKey> {
     }
 }
 
-/// Writes a file that its owner alone may read, whole or not at all.
+/// Writes a file that its owner alone may read, whole or not at all. A folder that has to be made for it is closed, too.
 ///
 /// # Errors
 /// When a file cannot be written there.
 pub fn write_private(path: &Path, content: &[u8]) -> anyhow::Result<()> {
     let write = || -> std::io::Result<()> {
         if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent)?;
+            DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
         }
         // A name of its own for each writer: two that write the same file at once must not write into one.
         let turn = WRITES.fetch_add(1, Ordering::Relaxed);

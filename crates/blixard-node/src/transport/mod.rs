@@ -11,6 +11,8 @@ mod access;
 mod connections;
 pub mod http;
 mod identity;
+mod pace;
+mod places;
 mod registry;
 mod ticket;
 mod traffic;
@@ -30,10 +32,12 @@ pub use access::{AccessList, REFUSED};
 pub use connections::{ConnectError, refusal};
 pub use identity::{SecretKey, load_or_create_key, write_private};
 pub use iroh::endpoint::{Connection, RecvStream, SendStream};
+pub use places::BUSY;
 pub use registry::Registry;
 pub use ticket::{Ticket, TicketError, TicketSecret};
 
 use connections::Connections;
+use places::Places;
 pub(crate) use traffic::PathKind;
 use traffic::Watched;
 
@@ -41,8 +45,16 @@ use traffic::Watched;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Keeps an idle connection alive, and makes its loss known within [`IDLE_TIMEOUT`].
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
-/// Requests that one peer may have open at once, over all protocols of one connection.
+/// Streams that a member or client may have open at once on one connection.
 const STREAMS_MAX: u32 = 1024;
+/// What may wait unread of all streams of one connection: several times what a stream may carry ahead of its reader.
+const RECEIVE_BYTES_MAX: u32 = 64 << 20;
+/// Streams of a connection whose key has not been looked at yet. A stranger needs one.
+const STRANGER_STREAMS_MAX: u32 = 4;
+/// What may wait unread of such a connection: more than one request to join.
+const STRANGER_RECEIVE_BYTES_MAX: u32 = 64 << 10;
+/// What may wait unread of one client's connection. An upload is read as it comes.
+const CLIENT_RECEIVE_BYTES_MAX: u32 = 8 << 20;
 
 /// A protocol spoken between nodes, or between a client and a node. The server and the client use the same names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -127,6 +139,7 @@ struct Inner {
     endpoint: Endpoint,
     book: MemoryLookup,
     access: AccessList,
+    places: Places,
     connections: Connections,
     watched: Watched,
     incarnation: u64,
@@ -148,7 +161,11 @@ impl Transport {
             .keep_alive_interval(KEEP_ALIVE)
             .default_path_max_idle_timeout(IDLE_TIMEOUT)
             .default_path_keep_alive_interval(KEEP_ALIVE)
-            .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_MAX))
+            // Whoever connects gets more when its key is known. No protocol has datagrams or streams of one direction.
+            .max_concurrent_bidi_streams(VarInt::from_u32(STRANGER_STREAMS_MAX))
+            .max_concurrent_uni_streams(VarInt::from_u32(0))
+            .receive_window(VarInt::from_u32(STRANGER_RECEIVE_BYTES_MAX))
+            .datagram_receive_buffer_size(None)
             .build();
         let mut builder = Endpoint::builder(presets::Minimal)
             .secret_key(config.key.inner().clone())
@@ -175,7 +192,8 @@ impl Transport {
         getrandom::fill(&mut incarnation).context("draw a number for this process")?;
         let incarnation = u64::from_le_bytes(incarnation);
         let router = std::sync::Mutex::new(None);
-        let inner = Inner { endpoint, book, access, connections, watched, incarnation, router };
+        let places = Places::default();
+        let inner = Inner { endpoint, book, access, places, connections, watched, incarnation, router };
         Ok(Self { inner: Arc::new(inner), held: Arc::default() })
     }
 
@@ -183,7 +201,8 @@ impl Transport {
     pub fn serve(&self, handlers: Vec<(Protocol, Handler)>) {
         let mut builder = Router::builder(self.inner.endpoint.clone());
         for (protocol, handler) in handlers {
-            let handler = Isolated { handler: Arc::from(handler), access: self.inner.access.clone() };
+            let (access, places) = (self.inner.access.clone(), self.inner.places.clone());
+            let handler = Isolated { protocol, handler: Arc::from(handler), access, places };
             builder = builder.accept(protocol.alpn(), handler);
         }
         let router = builder.spawn();
@@ -313,10 +332,23 @@ where
     }
 }
 
+/// Lets a connection carry as much as its protocol needs.
+fn make_room(connection: &Connection, protocol: Protocol) {
+    let receive_bytes_max = match protocol {
+        Protocol::Join => return,
+        Protocol::Api => CLIENT_RECEIVE_BYTES_MAX,
+        Protocol::Raft | Protocol::Peer | Protocol::Blobs => RECEIVE_BYTES_MAX,
+    };
+    connection.set_receive_window(VarInt::from_u32(receive_bytes_max));
+    connection.set_max_concurrent_bi_streams(VarInt::from_u32(STREAMS_MAX));
+}
+
 /// Runs a handler in a task of its own: a panic that reached the router would close the endpoint for everybody.
-/// It also ends a connection whose key loses its right to be here.
+/// It also turns away connections for which there is no place, and ends one whose key loses its right to be here.
 #[derive(Debug)]
 struct Isolated {
+    protocol: Protocol,
+    places: Places,
     handler: Arc<dyn DynProtocolHandler>,
     access: AccessList,
 }
@@ -326,6 +358,15 @@ impl ProtocolHandler for Isolated {
         let handler = self.handler.clone();
         let peer = connection.remote_id();
         let (key, alpn) = (EndpointId(*peer.as_bytes()), connection.alpn().to_vec());
+        let _place = match self.places.take(self.protocol, key, self.access.is_member(&key)) {
+            Ok(place) => place,
+            Err(reason) => {
+                tracing::debug!(peer = %peer.fmt_short(), reason, "a connection is turned away");
+                connection.close(BUSY.into(), reason.as_bytes());
+                return Ok(());
+            }
+        };
+        make_room(&connection, self.protocol);
         let weak = connection.weak_handle();
         let mut serving = tokio::spawn(async move { handler.accept(connection).await });
         let served = tokio::select! {

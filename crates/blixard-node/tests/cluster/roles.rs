@@ -217,20 +217,38 @@ async fn what_is_open_ends_with_the_right_to_it() {
     assert_eq!(fault(admin.grant_client(me, &grant(Viewer, "me")).await).0, FaultKind::Conflict);
 }
 
-/// A refusal at the handshake names the way in.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_key_that_nobody_granted_gets_nowhere() {
-    let bench = Bench::new();
-    let (_, node, admin) = bench.one(&[]).await;
-    let transport = endpoint(SecretKey::generate(), &node).await;
+/// Why the node closed a connection at the handshake.
+async fn refused(transport: &Transport, node: &Node, protocol: Protocol) -> String {
     let peer = Registry::read(node.registry()).unwrap().endpoint_id;
-    let why = match transport.connect(peer, Protocol::Api).await {
+    match transport.connect(peer, protocol).await {
         Ok(connection) => {
             tokio::time::timeout(PATIENCE, connection.closed()).await.unwrap();
-            refusal(&connection).unwrap()
+            refusal(&connection).unwrap_or_else(|| panic!("{protocol:?}: closed, and not by refusal"))
         }
         Err(error) => error.to_string(),
-    };
-    assert!(why.contains("this client key is not known"), "{why}");
+    }
+}
+
+/// A client's key is no member's, a member's no client's, and one that nobody granted is neither.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_opens_its_own_protocols_and_no_others() {
+    let bench = Bench::new();
+    let (configs, mut nodes, admin) = bench.cluster(2, &[], 1).await;
+    nodes.pop().unwrap().shutdown().await;
+    let node = &nodes[0];
+    let key = bench.user("user").client_key().unwrap();
+    let client = endpoint(key, node).await;
+    let member = endpoint(load_or_create_key(&configs[1].data_dir.join("node.key")).unwrap(), node).await;
+    let unknown = endpoint(SecretKey::generate(), node).await;
+    for protocol in [Protocol::Raft, Protocol::Peer, Protocol::Blobs] {
+        for transport in [&client, &unknown] {
+            let why = refused(transport, node, protocol).await;
+            assert!(why.contains("this key is not a member"), "{protocol:?}: {why}");
+        }
+    }
+    for transport in [&member, &unknown] {
+        let why = refused(transport, node, Protocol::Api).await;
+        assert!(why.contains("this client key is not known"), "{why}");
+    }
     assert_eq!(admin.clients().await.unwrap().len(), 1);
 }

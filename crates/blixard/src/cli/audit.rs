@@ -1,5 +1,8 @@
 //! `blixard cluster log`: who asked for which write, and how it ended.
 
+use std::fmt::Write;
+use std::time::{Duration, UNIX_EPOCH};
+
 use blixard_node::api::{AuditView, Client};
 use clap::Args;
 use futures::{StreamExt, pin_mut};
@@ -45,10 +48,13 @@ pub(super) async fn run(client: &Client, log: Log) -> anyhow::Result<()> {
 
 /// A line for people: when, who, what, of what, and how it ended.
 fn line(entry: &AuditView) -> String {
-    let since = std::time::Duration::from_millis(entry.at.0);
-    let at = std::time::UNIX_EPOCH
-        .checked_add(since)
-        .map_or_else(|| entry.at.0.to_string(), |at| humantime::format_rfc3339_seconds(at).to_string());
+    // A clock beyond the year 9999, which has no such form, is shown as it is.
+    let mut at = String::new();
+    let since = Duration::from_millis(entry.at.0);
+    let shown = UNIX_EPOCH.checked_add(since).map(|at_utc| write!(at, "{}", humantime::format_rfc3339_seconds(at_utc)));
+    if !matches!(shown, Some(Ok(()))) {
+        at = format!("{} ms", entry.at.0);
+    }
     let by = match (&entry.client_name, &entry.client, &entry.node) {
         (Some(name), ..) => name.clone(),
         (None, Some(key), _) => key.short(),

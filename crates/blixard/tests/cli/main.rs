@@ -14,6 +14,7 @@ mod output;
 mod program;
 mod reach;
 mod scripted;
+mod security;
 mod settings;
 mod shell;
 mod vms;

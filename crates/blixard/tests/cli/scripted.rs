@@ -36,7 +36,11 @@ impl Scripted {
             UserState::at(bench.path("state")).client_key().unwrap().id(),
             blixard_core::ClientRole::Admin,
         )]);
-        transport.serve(vec![(Protocol::Api, handler(move |connection| http::serve(connection, app.clone())))]);
+        let requests = http::Requests::new(8);
+        transport.serve(vec![(
+            Protocol::Api,
+            handler(move |connection| http::serve(requests.clone(), connection, app.clone())),
+        )]);
         let registry = Registry {
             cluster_node_id: NodeId(1),
             endpoint_id: transport.id(),

@@ -29,11 +29,15 @@ use crate::clock;
 use crate::images::{Images, ImportedBlob};
 use crate::metrics::{Metrics, observe};
 use crate::raft::Raft;
-use crate::transport::http::Caller;
+use crate::transport::http::{self as http_over, Caller, Requests};
 use crate::transport::{Handler, Transport};
 
 /// The largest JSON body: user data of 64 KiB, escaped, and room to spare.
 const BODY_BYTES_MAX: usize = 1 << 20;
+/// Requests of one client that are worked on at once, followed logs and open consoles included.
+const REQUESTS_A_CLIENT_MAX: usize = 256;
+/// Requests of one member: it passes on those of all clients that ask it.
+const REQUESTS_A_MEMBER_MAX: usize = 4096;
 
 /// What requests are served from. Cheap to clone.
 #[derive(Clone)]
@@ -67,14 +71,14 @@ impl Server {
 
     /// The handler of the control API.
     pub(crate) fn handler(&self) -> Handler {
-        let app = self.routes();
-        crate::transport::handler(move |connection| crate::transport::http::serve(connection, app.clone()))
+        let (app, requests) = (self.routes(), Requests::new(REQUESTS_A_CLIENT_MAX));
+        crate::transport::handler(move |connection| http_over::serve(requests.clone(), connection, app.clone()))
     }
 
     /// The handler of what members ask of each other.
     pub(crate) fn peer_handler(&self) -> Handler {
-        let app = peer::routes(self.clone());
-        crate::transport::handler(move |connection| crate::transport::http::serve(connection, app.clone()))
+        let (app, requests) = (peer::routes(self.clone()), Requests::new(REQUESTS_A_MEMBER_MAX));
+        crate::transport::handler(move |connection| http_over::serve(requests.clone(), connection, app.clone()))
     }
 
     fn routes(&self) -> axum::Router {
