@@ -182,6 +182,14 @@ fn a_damaged_vm_is_reported_and_not_launched_over() {
     assert!(orders(&damaged).is_empty());
     report(&mut state, &damaged);
     assert_eq!(reported(&damaged).unwrap().run, 2);
+
+    // A record that cannot be read does not say of which placement it is, and the folder may hold the only disk of the vm.
+    let unread = LocalVm { epoch: 0, run: 0, ..local(LocalVmState::Damaged { reason: "spec.json: torn".into() }) };
+    let unread = plan(&state, Some(unread));
+    assert!(orders(&unread).is_empty(), "{unread:?}");
+    assert!(
+        matches!(phase(&unread), Some(Phase::Failed { reason, .. }) if reason.starts_with("spec.json: torn. Its disk"))
+    );
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod agent;
 pub mod api;
 mod clock;
 pub mod config;
+mod damage;
 mod http;
 mod images;
 mod leader;
@@ -20,5 +21,6 @@ pub mod transport;
 pub mod user;
 
 pub use api::join::JoinRefusal;
+pub use damage::Damage;
 pub use node::{Ended, Node, StartError};
 pub use raft::Role;

@@ -20,14 +20,17 @@ use crate::agent::Agent;
 use crate::api::join::{self, JoinRefusal};
 use crate::api::server::Server;
 use crate::config::{HypervisorKind, NodeConfig};
+use crate::damage::Damage;
 use crate::http::Stage;
 use crate::images::Images;
 use crate::metrics::Metrics;
 use crate::raft::Raft;
 use crate::transfers::Transfers;
-use crate::transport::{Protocol, Registry, SecretKey, Ticket, Transport, TransportConfig, load_or_create_key};
+use crate::transport::{
+    KEY_LOST, Protocol, Registry, SecretKey, Ticket, Transport, TransportConfig, load_or_create_key,
+};
 use crate::user::UserState;
-use crate::{http, leader};
+use crate::{http, leader, raft};
 use data_dir::DataDir;
 use enter::Entrance;
 use tasks::Tasks;
@@ -56,9 +59,21 @@ pub enum StartError {
     /// The cluster removed it earlier.
     #[error("node {0} was removed from its cluster: start it with an empty data directory to join anew")]
     Removed(NodeId),
+    /// A file in the data directory is damaged or missing.
+    #[error(transparent)]
+    Damaged(Damage),
     /// Something failed.
     #[error(transparent)]
-    Failed(#[from] anyhow::Error),
+    Failed(anyhow::Error),
+}
+
+impl From<anyhow::Error> for StartError {
+    fn from(error: anyhow::Error) -> Self {
+        match error.downcast::<Damage>() {
+            Ok(damage) => Self::Damaged(damage),
+            Err(error) => Self::Failed(error),
+        }
+    }
 }
 
 /// Why a running node ended by itself.
@@ -100,8 +115,13 @@ impl Node {
             }
             return Err(refused);
         }
-        let key = load_or_create_key(&data.join("node.key"))?;
-        let ground = Ground::open(&config, &data, key).await?;
+        let key_path = data.join("node.key");
+        let is_in_use = data.membership()?.is_some();
+        if is_in_use && !key_path.exists() {
+            return Err(StartError::Damaged(Damage::missing(&key_path, KEY_LOST)));
+        }
+        let key = load_or_create_key(&key_path)?;
+        let ground = Ground::open(&config, &data, key, is_in_use).await?;
         let started = Self::start_rooms(config, user, data, ground.clone(), ticket).await;
         match started {
             Ok(node) => Ok(node),
@@ -277,13 +297,28 @@ struct Ground {
 }
 
 impl Ground {
-    async fn open(config: &NodeConfig, data: &DataDir, key: SecretKey) -> anyhow::Result<Self> {
+    async fn open(config: &NodeConfig, data: &DataDir, key: SecretKey, is_in_use: bool) -> anyhow::Result<Self> {
+        // What is damaged is told before anybody is talked to.
+        let (raft_dir, images_dir) = (data.join("raft"), data.join("images"));
+        let (looked_raft, looked_images) = (raft_dir.clone(), images_dir.clone());
+        let looked = tokio::task::spawn_blocking(move || {
+            raft::prepare(&looked_raft, is_in_use)?;
+            Images::prepare(&looked_images)
+        });
+        looked.await.context("look at the files of this node")??;
         let relays = config.relays.clone();
         let transport = Transport::open(TransportConfig { key, bind: binds(config), relays }).await?;
         let metrics = Arc::new(Metrics::default());
-        let raft = Raft::start(&data.join("raft"), config.id, config.raft, transport.clone(), metrics.clone()).await?;
-        let images = Images::open(data.join("images"), transport.clone()).await?;
-        Ok(Self { transport, raft, images, metrics })
+        let opened = async {
+            let raft = Raft::start(&raft_dir, config.id, config.raft, transport.clone(), metrics.clone()).await?;
+            let images = Images::open(images_dir, transport.clone()).await?;
+            Ok(Self { transport: transport.clone(), raft, images, metrics: metrics.clone() })
+        };
+        let opened = opened.await;
+        if opened.is_err() {
+            transport.close().await;
+        }
+        opened
     }
 
     /// Closes everything, and waits until whoever still had it in hand has let go.
@@ -360,7 +395,7 @@ fn record(config: &NodeConfig, data: &DataDir, transport: &Transport) -> anyhow:
     let disk_mib = match config.capacity.disk_mib {
         Some(disk_mib) => disk_mib,
         // Measured once: the free space later depends on what vms have used of it.
-        None => match data.read::<u64>(CAPACITY_FILE)? {
+        None => match data.read::<u64>(CAPACITY_FILE, "the free space is then measured anew")? {
             Some(disk_mib) => disk_mib,
             None => {
                 let disk_mib = facts.disk_free_bytes >> 20;

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use blixard_node::Damage;
 use blixard_node::api::{ClientError, FaultKind};
 use blixard_node::user::UserState;
 
@@ -19,6 +20,7 @@ pub(crate) const EXIT_CODES: &[(Exit, &str)] = &[
     (Exit::JoinRefused, "`blixard node`: the cluster refused to let the node join"),
     (Exit::ForeignData, "`blixard node`: the data directory belongs to another cluster or another node id"),
     (Exit::Removed, "`blixard node`: the node was removed from the cluster"),
+    (Exit::Damaged, "a file that Blixard keeps on this host is damaged or missing"),
     (Exit::Interrupted, "you interrupted the command; what it had asked for goes on"),
 ];
 
@@ -39,6 +41,7 @@ pub(crate) enum Exit {
     JoinRefused = 10,
     ForeignData = 11,
     Removed = 12,
+    Damaged = 13,
     Interrupted = 130,
 }
 
@@ -89,6 +92,9 @@ pub(crate) fn exit_of(error: &anyhow::Error) -> Exit {
         if let Some(failure) = cause.downcast_ref::<Failure>() {
             return failure.exit;
         }
+        if cause.is::<Damage>() {
+            return Exit::Damaged;
+        }
         if let Some(error) = cause.downcast_ref::<ClientError>() {
             return match error {
                 ClientError::Unreachable(_) => Exit::Unreachable,
@@ -114,6 +120,9 @@ pub(crate) fn next_step_of(error: &anyhow::Error) -> Option<String> {
     for cause in error.chain() {
         if let Some(failure) = cause.downcast_ref::<Failure>() {
             return failure.next_step.clone();
+        }
+        if let Some(damage) = cause.downcast_ref::<Damage>() {
+            return Some(damage.next_step.clone());
         }
         if let Some(error) = cause.downcast_ref::<ClientError>() {
             return match error {
@@ -157,7 +166,7 @@ mod tests {
     #[test]
     fn each_code_is_in_the_table_once() {
         let mut codes: Vec<u8> = EXIT_CODES.iter().map(|(exit, _)| *exit as u8).collect();
-        assert_eq!(codes, [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 130]);
+        assert_eq!(codes, [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 13, 130]);
         codes.dedup();
         assert_eq!(codes.len(), EXIT_CODES.len());
     }

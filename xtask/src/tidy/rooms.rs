@@ -22,11 +22,12 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("clock", &[]),
     ("runtime", &[]),
     ("metrics", &[]),
+    ("damage", &[]),
     // A user's own keys and tickets, for clients as much as for nodes.
     ("user", &["transport"]),
 ];
 /// Used by every room.
-const FOR_ALL: &[&str] = &["config", "clock", "metrics", "runtime"];
+const FOR_ALL: &[&str] = &["config", "clock", "metrics", "runtime", "damage"];
 /// Knows everybody, and is used by nobody but the crate's root.
 const COMPOSITION_ROOT: &str = "node";
 

@@ -6,6 +6,10 @@ use super::{Action, LocalImage, LocalView, LocalVm, LocalVmState, Order, Plan};
 use crate::limits::REASON_BYTES_MAX;
 use crate::{Change, ImageId, NodeId, Observed, Phase, Placement, Power, RestartPolicy, State, UnixMs, Vm, VmId};
 
+/// What is added to the reason why a vm's folder cannot be used: nobody but a person can know whether its disk is.
+const DAMAGED_ADVICE: &str =
+    ". Its disk is left as it is in the vm's folder: restore that file, or delete the vm to give the disk up";
+
 /// The wait before the first restart, in milliseconds; it doubles with each further one.
 pub(crate) const BACKOFF_FIRST_MS: u64 = 1_000;
 /// The longest wait before a restart, in milliseconds.
@@ -38,7 +42,7 @@ pub(super) fn reconcile(me: NodeId, state: &State, local: &LocalView, now: UnixM
             (Some((_, at)), Some(found)) if found.epoch > at.epoch => {
                 // The host knows of a later placement than the replica does: the replica has yet to catch up.
             }
-            (Some((vm, at)), found) if !vm.desired.deleting && found.is_none_or(|found| found.epoch == at.epoch) => {
+            (Some((vm, at)), found) if !vm.desired.deleting && found.is_none_or(|found| belongs(found, at)) => {
                 let image = local.images.get(&vm.spec.image).copied();
                 let mut desk = Desk { me, vm, at, image, now, plan, needs: &mut needs };
                 match vm.desired.power {
@@ -54,6 +58,11 @@ pub(super) fn reconcile(me: NodeId, state: &State, local: &LocalView, now: UnixM
         }
     }
     needs
+}
+
+/// Whether what is on this host is of the vm's placement. A damaged record does not say; its folder may hold the vm's only disk.
+fn belongs(found: &LocalVm, at: Placement) -> bool {
+    found.epoch == at.epoch || matches!(found.state, LocalVmState::Damaged { .. })
 }
 
 /// A vm that does not belong here, or no longer: its guest ends first, then its files go.
@@ -204,7 +213,9 @@ impl Desk<'_> {
     }
 
     fn report_damaged(&mut self, reason: &str, restarts: u32) {
-        let phase = Phase::Failed { reason: cut(reason), retrying: false };
+        let room = REASON_BYTES_MAX - DAMAGED_ADVICE.len();
+        let told = reason.get(..reason.floor_char_boundary(room)).unwrap_or_default();
+        let phase = Phase::Failed { reason: format!("{told}{DAMAGED_ADVICE}"), retrying: false };
         self.report(self.vm.desired.run, restarts, phase, None);
     }
 

@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 
 use crate::clock;
 use crate::metrics::Metrics;
-use crate::raft::Raft;
+use crate::raft::{Raft, Role};
 use crate::transport::{Connection, PeerAddress, Protocol, TicketSecret, Transport};
 
 /// The largest request: a node with as many addresses and labels as it may have takes some 12 KiB.
@@ -42,6 +42,8 @@ pub(crate) struct JoinRequest {
     pub(crate) incarnation: u64,
     /// What lets it in; a member needs none.
     pub(crate) secret: Option<TicketSecret>,
+    /// Whether its log is empty, as that of a new node is.
+    pub(crate) is_blank: bool,
 }
 
 /// A member, for a node that has no replica yet.
@@ -76,6 +78,12 @@ pub enum JoinRefusal {
         /// The cluster that was reached.
         found: ClusterId,
     },
+    /// A voter has come back without its log, and could break what it had promised.
+    #[error(
+        "node {0} votes in this cluster, and has come back without its log: remove it with `blixard cluster remove` at another \
+         node, then start it with an empty data directory to join anew"
+    )]
+    LogLost(NodeId),
     /// The node described itself with another key than its own.
     #[error("the request names another key than the one it came by")]
     OtherKey,
@@ -109,6 +117,10 @@ async fn decide(
     if is_member {
         transport.met(caller, request.incarnation);
         transport.learn(&address(&request.node));
+    }
+    // The group's view may be behind, but not so far: a voter was told of its vote before it had one.
+    if is_member && request.is_blank && matches!(raft.view().role(request.node.id), Some(Role::Leader | Role::Voter)) {
+        return JoinAnswer::Refused(JoinRefusal::LogLost(request.node.id));
     }
     let is_known = || {
         let known = raft.read(|state| state.nodes.get(&request.node.id).cloned());

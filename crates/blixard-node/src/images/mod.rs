@@ -30,7 +30,7 @@ mod space;
 pub(crate) mod tests;
 mod workers;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,6 +43,7 @@ use iroh_blobs::store::fs::options::Options;
 use iroh_blobs::store::{GcConfig, fs::options::PathOptions};
 use iroh_blobs::{BlobsProtocol, Hash};
 
+use crate::damage::check_database;
 use crate::transport::{Handler, Transport};
 
 pub(crate) use fetch::{FetchError, Progress};
@@ -52,6 +53,11 @@ pub(crate) use space::NoSpace;
 use collect::Collector;
 use import::Imports;
 
+/// The store's database, beside the folder with the blobs.
+const DATABASE: &str = "blobs.db";
+/// What to do when it is damaged.
+const STORE_LOST: &str = "move the folder images/ away: this node then fetches again what other nodes hold; an image that no \
+                          other node holds has to be imported again, from its file or from images/data";
 /// How often blobs that no image keeps are looked for. Dropping an image starts a search at once; this finds the rest,
 /// such as imports that were given up.
 const COLLECT_EVERY: Duration = Duration::from_secs(60);
@@ -98,6 +104,27 @@ struct Inner {
 }
 
 impl Images {
+    /// Looks whether the store in a directory is whole. Content is not looked at: it is checked against its hash whenever it is
+    /// sent.
+    ///
+    /// # Errors
+    /// With [`crate::Damage`] when the store's database is damaged or missing while there are blobs.
+    pub(crate) fn prepare(dir: &Path) -> anyhow::Result<()> {
+        let database = dir.join(DATABASE);
+        let has_blobs = std::fs::read_dir(dir.join("data")).is_ok_and(|mut blobs| blobs.next().is_some());
+        if !has_blobs && !database.exists() {
+            return Ok(());
+        }
+        match check_database(&database, STORE_LOST) {
+            // A start that was cut short while it made the store.
+            Err(damage) if !has_blobs => {
+                tracing::warn!(%damage, "the store of images, which holds none yet, is made anew");
+                std::fs::remove_file(&database).with_context(|| format!("remove {}", database.display()))
+            }
+            looked => Ok(looked?),
+        }
+    }
+
     /// Opens the store in a directory, or makes it. Only one process can have it open.
     ///
     /// # Errors
@@ -117,7 +144,7 @@ impl Images {
         // The collector itself decides when the next search begins.
         options.gc = Some(GcConfig { interval: Duration::ZERO, add_protected: Some(collector.before_each_run()) });
         let files = options.path.clone();
-        let store = FsStore::load_with_opts(dir.join("blobs.db"), options)
+        let store = FsStore::load_with_opts(dir.join(DATABASE), options)
             .await
             .map_err(|error| anyhow::anyhow!("{error:#}"))
             .with_context(|| format!("open blob store in {}", dir.display()))?;

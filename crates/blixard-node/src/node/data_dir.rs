@@ -22,6 +22,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::damage::Damage;
 use crate::transport::write_private;
 
 /// What this node is part of.
@@ -94,24 +95,28 @@ impl DataDir {
 
     /// What this node is part of; nothing before it has joined or founded a cluster.
     pub(crate) fn membership(&self) -> anyhow::Result<Option<Membership>> {
-        self.read("node.json")
+        self.read(
+            "node.json",
+            "the cluster knows this node by its key, and tells it again when it is started with the same --id and with \
+             --peers or --join",
+        )
     }
 
     pub(crate) fn set_membership(&self, membership: &Membership) -> anyhow::Result<()> {
         self.write("node.json", membership)
     }
 
-    /// Reads a JSON file; nothing when there is none.
-    pub(crate) fn read<T: DeserializeOwned>(&self, name: &str) -> anyhow::Result<Option<T>> {
+    /// Reads a JSON file; nothing when there is none. `regained` says how what it held is there again once a damaged one is
+    /// removed.
+    pub(crate) fn read<T: DeserializeOwned>(&self, name: &str, regained: &str) -> anyhow::Result<Option<T>> {
         let path = self.join(name);
         let text = match std::fs::read(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
         };
-        let value = serde_json::from_slice(&text).with_context(|| {
-            format!("{} is damaged: restore it, or join anew with an empty data directory", path.display())
-        })?;
+        let value = serde_json::from_slice(&text)
+            .map_err(|error| Damage::new(&path, format!("is damaged: {error}"), format!("remove it: {regained}")))?;
         Ok(Some(value))
     }
 

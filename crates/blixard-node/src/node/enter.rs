@@ -62,15 +62,11 @@ pub(crate) struct Entrance<'a> {
 /// Refuses a data directory that belongs to another node or cluster, before anything is opened.
 pub(crate) fn check_membership(data: &DataDir, config: &NodeConfig, ticket: Option<&Ticket>) -> Result<(), StartError> {
     let Some(membership) = data.membership()? else { return Ok(()) };
-    let dir = data.path().display();
     if membership.removed {
         return Err(StartError::Removed(membership.node));
     }
     if membership.node != config.id {
-        return Err(StartError::OtherOwner(format!(
-            "the data directory {dir} belongs to node {}: start it with --id {}, or give another --data-dir",
-            membership.node, membership.node
-        )));
+        return Err(other_node(data, membership.node));
     }
     match ticket {
         Some(ticket) if ticket.cluster != membership.cluster => {
@@ -78,6 +74,13 @@ pub(crate) fn check_membership(data: &DataDir, config: &NodeConfig, ticket: Opti
         }
         _ => Ok(()),
     }
+}
+
+fn other_node(data: &DataDir, node: NodeId) -> StartError {
+    let dir = data.path().display();
+    StartError::OtherOwner(format!(
+        "the data directory {dir} belongs to node {node}: start it with --id {node}, or give another --data-dir"
+    ))
 }
 
 fn other_cluster(data: &DataDir, own: ClusterId, asked: ClusterId) -> StartError {
@@ -96,6 +99,10 @@ impl Entrance<'_> {
             meet(self.transport, self.config.id, &known_members(self.data));
             self.check_peers(&membership).await?;
             return Ok(membership);
+        }
+        // The file that says so is gone, and its log still knows.
+        if let Some(node) = self.raft.other_number().await? {
+            return Err(other_node(self.data, node));
         }
         if ticket.is_some() || !self.config.peers.is_empty() {
             return self.join(ticket).await;
@@ -172,13 +179,14 @@ impl Entrance<'_> {
 
     /// Asks the peers in turn until one lets this node in, or refuses it.
     async fn join(&self, ticket: Option<&Ticket>) -> Result<Membership, StartError> {
+        let is_blank = !self.raft.is_initialized().await?;
         let mut wait = ASK_WAIT_MIN;
         let mut last_problem = String::new();
         loop {
             let mut problems = Vec::new();
             for (peer, cluster, secret) in self.ways_in(ticket, &mut problems).await {
                 let incarnation = self.transport.incarnation();
-                let request = JoinRequest { cluster, node: self.record.clone(), incarnation, secret };
+                let request = JoinRequest { cluster, node: self.record.clone(), incarnation, secret, is_blank };
                 match join::ask(self.transport, &peer, &request).await {
                     Ok(JoinAnswer::Admitted { cluster, members }) => {
                         meet(self.transport, self.config.id, &members);
@@ -214,7 +222,7 @@ impl Entrance<'_> {
         if let Some(ticket) = ticket {
             ways.extend(ticket.peers.iter().map(|peer| (peer.clone(), ticket.cluster, ticket.secret.clone())));
         }
-        let mut known: Vec<KnownPeer> = self.data.read(BOOTSTRAP_FILE).unwrap_or_default().unwrap_or_default();
+        let mut known = self.known_peers();
         for peer in &self.config.peers {
             let facts = match bootstrap::fetch(peer).await {
                 Ok(facts) => {
@@ -241,12 +249,23 @@ impl Entrance<'_> {
         }
         ways
     }
+
+    /// The last good answers. Without them only the peers themselves can be asked.
+    fn known_peers(&self) -> Vec<KnownPeer> {
+        match self.data.read(BOOTSTRAP_FILE, "it is written anew when a peer answers") {
+            Ok(known) => known.unwrap_or_default(),
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "what peers said earlier cannot be read, and is left out");
+                Vec::new()
+            }
+        }
+    }
 }
 
 /// The members as this node last knew them, for when its replica is behind. A lost or damaged file is no more than that: the
 /// replica, and the members that it knows, tell again.
 pub(super) fn known_members(data: &DataDir) -> Vec<Member> {
-    let known = data.read(MEMBERS_FILE).unwrap_or_else(|error| {
+    let known = data.read(MEMBERS_FILE, "the members tell it anew").unwrap_or_else(|error| {
         tracing::warn!(error = format!("{error:#}"), "the members of before are not known; going on without them");
         None
     });
@@ -276,7 +295,8 @@ pub(super) async fn hello(
     cluster: ClusterId,
     others: &[PeerAddress],
 ) -> Result<(), JoinRefusal> {
-    let request = JoinRequest { cluster, node: me.clone(), incarnation: transport.incarnation(), secret: None };
+    let request =
+        JoinRequest { cluster, node: me.clone(), incarnation: transport.incarnation(), secret: None, is_blank: false };
     let mut answers: FuturesUnordered<_> = others.iter().map(|peer| join::ask(transport, peer, &request)).collect();
     // Each answer counts when it comes: one member that is gone must not keep back what another says.
     let listen = async {

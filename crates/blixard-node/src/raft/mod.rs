@@ -4,6 +4,7 @@
 //! It decides nothing about the cluster: [`blixard_core`] does, and `leader/` orders membership changes. A proposal that
 //! reaches a follower is forwarded; it succeeds or fails, and is never dropped. It is stopped by [`Raft::shutdown`].
 
+mod files;
 mod group;
 mod link;
 mod log;
@@ -30,6 +31,8 @@ use crate::config::RaftConfig;
 use crate::metrics::{Metrics, observe, outcome};
 use crate::runtime::{self, Instant, watch};
 use crate::transport::{Handler, Transport};
+pub(crate) use files::prepare;
+use files::{LOG_FILE, STATE_FILE};
 use group::{Group, storage_error};
 use link::Link;
 use log::LogStore;
@@ -37,6 +40,7 @@ use machine::{Machine, OpenRaft};
 use network::AskError;
 pub(crate) use view::GroupView;
 pub use view::Role;
+use view::watch_over;
 use wire::{Forwarded, Request};
 
 /// How long a proposal or a linearizable read looks for a leader and waits for its answer.
@@ -89,28 +93,11 @@ fn settings(config: RaftConfig) -> openraft::Config {
         enable_pre_vote: Some(true),
         // A restarted leader that took its old leadership up again broke promises in simulation.
         enable_leader_restore: Some(false),
+        // A log that went back, on a host that was restored from an older copy, must not stop its leader, and then the next
+        // one. Such a node is brought up to date again, and the leader's log says so.
+        allow_log_reversion: Some(true),
         ..Default::default()
     }
-}
-
-/// Counts the terms and leaders that this node learns of, until its Raft stops.
-fn count_elections(raft: &OpenRaft, metrics: Arc<Metrics>) {
-    let mut seen = raft.metrics();
-    runtime::spawn(async move {
-        let (mut term, mut leader) = {
-            let now = seen.borrow_watched();
-            (now.current_term, now.current_leader)
-        };
-        while seen.changed().await.is_ok() {
-            let now = seen.borrow_watched();
-            metrics.elections.inc_by(now.current_term.saturating_sub(term));
-            term = now.current_term;
-            if now.current_leader.is_some() && now.current_leader != leader {
-                metrics.leader_changes.inc();
-                leader = now.current_leader;
-            }
-        }
-    });
 }
 
 /// This node's part in the group. Cheap to clone.
@@ -125,10 +112,12 @@ pub(crate) struct Raft {
     heard: server::Heard,
     /// A leader that was silent for so long is none any more.
     silence_max: Duration,
+    /// Whether its core runs: one that panicked leaves its last metrics as they were.
+    runs: watch::Receiver<()>,
 }
 
 impl Raft {
-    /// Opens the log and the state in `dir`, and takes part in whatever group they know.
+    /// Opens the log and the state that were prepared in `dir`, and takes part in whatever group they know.
     ///
     /// # Errors
     /// When a file is damaged or cannot be opened, or a setting makes no sense.
@@ -139,15 +128,14 @@ impl Raft {
         transport: Transport,
         metrics: Arc<Metrics>,
     ) -> anyhow::Result<Self> {
-        std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
         let open = |name: &str| {
             let path = dir.join(name);
-            let db = Database::create(&path).map_err(|error| storage_error(&path, "open", error))?;
+            let db = Database::open(&path).map_err(|error| storage_error(&path, "open", error))?;
             anyhow::Ok((db, path))
         };
-        let (state, path) = open("state.redb")?;
+        let (state, path) = open(STATE_FILE)?;
         let machine = Machine::open(state, path)?;
-        let (log, path) = open("log.redb")?;
+        let (log, path) = open(LOG_FILE)?;
         let log = LogStore::open(log, path, metrics.clone())?;
         let held_log = log.held();
         Self::assemble(node, settings(config), Arc::new(transport), machine, log, held_log, metrics).await
@@ -168,13 +156,29 @@ impl Raft {
         let raft = OpenRaft::new(node.0, settings, network::Network(link.clone()), log, machine.clone())
             .await
             .context("start Raft from its log")?;
-        count_elections(&raft, metrics.clone());
-        Ok(Self { node, raft, machine, held_log, link, metrics, heard: server::Heard::default(), silence_max })
+        let (running, runs) = watch::channel(());
+        watch_over(&raft, metrics.clone(), running);
+        Ok(Self { node, raft, machine, held_log, link, metrics, heard: server::Heard::default(), silence_max, runs })
     }
 
     /// The handler of the Raft protocol.
     pub(crate) fn handler(&self) -> Handler {
         server::handler(self.raft.clone(), self.heard.clone())
+    }
+
+    /// The number under which the group knows this node's key, if it is not the one that this node was started with.
+    ///
+    /// # Errors
+    /// When Raft has stopped.
+    pub(crate) async fn other_number(&self) -> anyhow::Result<Option<NodeId>> {
+        // Its answer comes when the log has been read.
+        self.is_initialized().await?;
+        let own = self.link.id().to_string();
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let mut nodes = metrics.membership_config.membership().nodes();
+        let known = nodes.find_map(|(id, node)| (node.addr == own).then_some(*id));
+        Ok(known.filter(|known| *known != self.node.0).map(NodeId))
     }
 
     /// Whether this node is part of a group already.
@@ -236,12 +240,12 @@ impl Raft {
         let deadline = Instant::now() + ANSWER_TIMEOUT;
         let mut lost = false;
         let mut hint = None;
-        let mut reason = String::from("no leader is known");
+        let mut reason = String::from("this node hears from no leader that a majority of the voters follows");
         loop {
             if let Some(stopped) = self.view().stopped {
                 return Err(ConsensusError::Stopped { reason: stopped });
             }
-            let leader = hint.take().or_else(|| self.raft.metrics().borrow_watched().current_leader);
+            let leader = hint.take().or_else(|| self.leading(&self.raft.metrics().borrow_watched()));
             if let Some(leader) = leader {
                 let attempt = async {
                     if leader == self.node.0 {
@@ -366,6 +370,26 @@ impl Raft {
         while metrics.borrow_watched().current_leader == before && metrics.changed().await.is_ok() {}
     }
 
+    /// The leader, as far as this node is in contact with it; this node itself only while a majority answers it. Raft goes on
+    /// naming one that is cut off, and one that is cut off goes on calling itself leader, until there is another.
+    fn leading(&self, metrics: &openraft::RaftMetrics<Group>) -> Option<u64> {
+        let leader = metrics.current_leader?;
+        if leader != self.node.0 {
+            return self.heard.is_within(self.silence_max).then_some(leader);
+        }
+        let answers = |voter: u64| {
+            let time = metrics.heartbeat.as_ref().and_then(|times| times.get(&voter));
+            // One that has not answered yet counts: this node has just been elected.
+            voter == self.node.0 || !matches!(time, Some(Some(time)) if time.elapsed() > self.silence_max)
+        };
+        let (mut voters, mut answering) = (0, 0);
+        for voter in metrics.membership_config.membership().voter_ids() {
+            voters += 1;
+            answering += usize::from(answers(voter));
+        }
+        (answering > voters / 2).then_some(leader)
+    }
+
     /// What this node knows of the group now.
     pub(crate) fn view(&self) -> GroupView {
         let metrics = self.raft.metrics();
@@ -381,7 +405,7 @@ impl Raft {
         let matched = metrics.replication.iter().flatten().filter(|_| leads);
         GroupView {
             node: self.node,
-            leader: metrics.current_leader.filter(|_| leads || self.heard.is_within(self.silence_max)).map(NodeId),
+            leader: self.leading(&metrics).map(NodeId),
             term: metrics.current_term,
             voters: membership.voter_ids().map(NodeId).collect(),
             learners: membership.learner_ids().map(NodeId).collect(),
@@ -391,7 +415,11 @@ impl Raft {
             committed: index(metrics.local_committed),
             applied: index(metrics.last_applied),
             snapshot: index(metrics.snapshot),
-            stopped: metrics.running_state.as_ref().err().map(ToString::to_string),
+            stopped: match &metrics.running_state {
+                Err(error) => Some(error.to_string()),
+                Ok(()) if self.runs.has_changed().is_err() => Some("its task has ended, as the log above says".into()),
+                Ok(()) => None,
+            },
         }
     }
 

@@ -1,9 +1,15 @@
 //! What a node knows of its group.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use blixard_core::NodeId;
+use openraft::async_runtime::WatchReceiver;
 use serde::{Deserialize, Serialize};
+
+use super::machine::OpenRaft;
+use crate::metrics::Metrics;
+use crate::runtime::{self, watch};
 
 /// A node's part in the group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,4 +90,25 @@ impl GroupView {
             self.learners.contains(&node).then_some(Role::Learner)
         }
     }
+}
+
+/// Counts the terms and leaders that this node learns of, until its Raft stops; then drops `running`.
+pub(super) fn watch_over(raft: &OpenRaft, metrics: Arc<Metrics>, running: watch::Sender<()>) {
+    let mut seen = raft.metrics();
+    runtime::spawn(async move {
+        let (mut term, mut leader) = {
+            let now = seen.borrow_watched();
+            (now.current_term, now.current_leader)
+        };
+        while seen.changed().await.is_ok() {
+            let now = seen.borrow_watched();
+            metrics.elections.inc_by(now.current_term.saturating_sub(term));
+            term = now.current_term;
+            if now.current_leader.is_some() && now.current_leader != leader {
+                metrics.leader_changes.inc();
+                leader = now.current_leader;
+            }
+        }
+        drop(running);
+    });
 }

@@ -10,6 +10,11 @@ use anyhow::{Context, bail};
 use blixard_core::EndpointId;
 use data_encoding::HEXLOWER;
 
+use crate::damage::Damage;
+
+/// What to do about a key that cannot be read.
+pub(crate) const KEY_LOST: &str = "restore the key from a backup; without it a node has to be removed and to join anew with an \
+                                   empty data directory, and a user has to be let in anew";
 /// Tells the writes of this process apart.
 static WRITES: AtomicU64 = AtomicU64::new(0);
 
@@ -55,14 +60,11 @@ pub fn load_or_create_key(path: &Path) -> anyhow::Result<SecretKey> {
                     path.display()
                 );
             }
-            let text = std::fs::read_to_string(path).with_context(|| format!("read key {}", path.display()))?;
-            let bytes = HEXLOWER.decode(text.trim().as_bytes()).ok().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+            let text = std::fs::read(path).with_context(|| format!("read key {}", path.display()))?;
+            let bytes = HEXLOWER.decode(text.trim_ascii()).ok().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
             let Some(bytes) = bytes else {
-                bail!(
-                    "the key {} is damaged: expected 64 hexadecimal digits. Restore it from a backup; without it this \
-                     host has to join anew, with an empty data directory",
-                    path.display()
-                );
+                let problem = "is damaged: it is to hold 64 hexadecimal digits";
+                return Err(Damage::new(path, problem, KEY_LOST).into());
             };
             Ok(SecretKey(iroh::SecretKey::from_bytes(&bytes)))
         }

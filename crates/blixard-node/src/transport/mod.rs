@@ -30,6 +30,7 @@ use iroh::{Endpoint, EndpointAddr, RelayMode, TransportAddr};
 
 pub use access::{AccessList, REFUSED};
 pub use connections::{ConnectError, refusal};
+pub(crate) use identity::KEY_LOST;
 pub use identity::{SecretKey, load_or_create_key, write_private};
 pub use iroh::endpoint::{Connection, RecvStream, SendStream};
 pub use places::BUSY;

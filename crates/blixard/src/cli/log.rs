@@ -13,7 +13,8 @@ pub(super) const VARIABLE: &str = "BLIXARD_LOG";
 /// What a node logs unless told otherwise: its own doings, and of the libraries below it only what they cannot
 /// hand back: what they answer to us is logged once, where we handle it.
 pub(super) const NODE_FILTER: &str = "info,iroh=error,iroh_relay=error,iroh_blobs=error,noq=error,noq_proto=error,\
-                                      noq_udp=error,netwatch=error,openraft=error,hyper=error";
+                                      noq_udp=error,netwatch=error,openraft=error,\
+                                      openraft::progress=warn,hyper=error";
 
 /// How a node's log is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

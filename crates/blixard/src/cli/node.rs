@@ -86,6 +86,7 @@ fn start_failure(error: StartError) -> anyhow::Error {
         }
         StartError::OtherOwner(message) => Failure::new(Exit::ForeignData, message).into(),
         StartError::Removed(id) => removed(format!("node {id} was removed from its cluster")),
+        StartError::Damaged(damage) => damage.into(),
         StartError::Failed(error) => error.context("start the node"),
     }
 }

@@ -12,6 +12,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::guests;
+use crate::program::lab::{Cut, Lab};
 use crate::program::{Bench, PATIENCE, Ran, as_text, eventually, free_port, signal};
 use crate::web::{self, Answer};
 
@@ -51,7 +52,11 @@ pub(crate) struct Cluster {
     pub(crate) bench: Bench,
     plan: Plan,
     members: Vec<Member>,
+    lab: Option<Lab>,
 }
+
+/// The port of nodes that have a host to themselves.
+const LAB_PORT: u16 = 7000;
 
 impl Cluster {
     /// Places for nodes, none of which runs yet.
@@ -61,19 +66,64 @@ impl Cluster {
             let at = |port: u16| std::net::SocketAddr::new(plan.host.parse().unwrap(), port).to_string();
             Member { address: at(port), http: at(port + 1000), child: None }
         };
-        Self { bench: Bench::new(), plan, members: (0..plan.nodes).map(member).collect() }
+        Self { bench: Bench::new(), plan, members: (0..plan.nodes).map(member).collect(), lab: None }
+    }
+
+    /// A whole cluster, each node of which is on a host of its own that can be cut off.
+    pub(crate) fn in_lab(plan: Plan) -> Self {
+        let lab = Lab::new(plan.nodes);
+        let member = |host| {
+            let at = |port: u16| std::net::SocketAddr::from((lab.address(host), port)).to_string();
+            Member { address: at(LAB_PORT), http: at(LAB_PORT + 1000), child: None }
+        };
+        let members = (1..=plan.nodes).map(member).collect();
+        Self { bench: Bench::new(), plan, members, lab: Some(lab) }.started()
+    }
+
+    /// Carries something out on the host of a node.
+    fn at<T: Send>(&self, id: usize, act: impl FnOnce() -> T + Send) -> T {
+        match &self.lab {
+            Some(lab) => lab.on(id, act),
+            None => act(),
+        }
+    }
+
+    pub(crate) fn cut(&self, id: usize, way: Cut) {
+        self.lab.as_ref().expect("only hosts of a lab can be cut off").cut(id, way);
+    }
+
+    pub(crate) fn heal(&self, id: usize) {
+        self.lab.as_ref().expect("only hosts of a lab can be cut off").heal(id);
     }
 
     /// A cluster whose nodes are all ready, and of which as many vote as are to.
     pub(crate) fn start(plan: Plan) -> Self {
-        let mut cluster = Self::planned(plan);
-        cluster.spawn(1);
-        cluster.is_ready(1);
-        for id in 2..=plan.nodes {
-            cluster.spawn(id);
+        Self::planned(plan).started()
+    }
+
+    fn started(mut self) -> Self {
+        self.spawn(1);
+        self.is_ready(1);
+        for id in 2..=self.plan.nodes {
+            self.spawn(id);
         }
-        cluster.is_whole();
+        self.is_whole();
+        self
+    }
+
+    /// A whole cluster with an image, `disk`, for vms to be written with.
+    pub(crate) fn with_disk(plan: Plan) -> Self {
+        let cluster = Self::start(plan);
+        cluster.import_disk();
         cluster
+    }
+
+    /// Imports that image.
+    pub(crate) fn import_disk(&self) {
+        let mut disk = vec![0; 1 << 20];
+        disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+        let disk = self.bench.write("disk.raw", disk);
+        self.run(1, &["image", "import", "--name", "disk", &disk]).ends_with(0);
     }
 
     fn member(&self, id: usize) -> &Member {
@@ -106,13 +156,17 @@ impl Cluster {
     pub(crate) fn spawn_with(&mut self, id: usize, arguments: &[&str], environment: &[(&str, &str)]) {
         let (number, data_dir) = (id.to_string(), self.data_dir(id));
         let log = File::options().create(true).append(true).open(self.log_path(id)).unwrap();
-        let mut command = self.bench.command(&["node", "--id", &number, "--bind", self.address(id)]);
+        let mut command = self.bench.command(&["node", "--bind", self.address(id)]);
+        if !arguments.contains(&"--id") {
+            command.args(["--id", &number]);
+        }
         command.arg("--data-dir").arg(data_dir).args(["--hypervisor", self.plan.hypervisor]);
         if id > 1 && !arguments.contains(&"--join") {
             command.args(["--peers", self.address(1)]);
         }
         command.args(arguments).envs(self.plan.environment.iter().copied()).envs(environment.iter().copied());
-        let child = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        command.stdout(Stdio::null()).stderr(log);
+        let child = self.at(id, || command.spawn().unwrap());
         self.members[id - 1].child = Some(child);
     }
 
@@ -125,7 +179,8 @@ impl Cluster {
     }
 
     pub(crate) fn http(&self, id: usize, path: &str) -> Option<Answer> {
-        web::get(&self.member(id).http, path)
+        let http = &self.member(id).http;
+        self.at(id, || web::get(http, path))
     }
 
     /// Waits until a node says that it is ready.
@@ -156,7 +211,8 @@ impl Cluster {
 
     /// Runs a command that asks a node.
     pub(crate) fn run(&self, id: usize, arguments: &[&str]) -> Ran {
-        self.bench.run(&[arguments, &["--addr", &self.registry(id)]].concat())
+        let (bench, registry) = (&self.bench, self.registry(id));
+        self.at(id, || bench.run(&[arguments, &["--addr", &registry]].concat()))
     }
 
     /// What a command that asks a node printed as JSON; nothing when it failed.
@@ -196,11 +252,13 @@ impl Cluster {
 
     /// A client of a node, which stays connected, and the runtime that it needs.
     pub(crate) fn client(&self, id: usize) -> (tokio::runtime::Runtime, Client) {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let key = UserState::at(self.bench.path("state")).client_key().unwrap();
         let peer = Registry::read(self.registry(id).as_ref()).unwrap().address();
-        let client = runtime.block_on(Client::open(key, vec![peer])).unwrap();
-        (runtime, client)
+        self.at(id, || {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+            let client = runtime.block_on(Client::open(key, vec![peer])).unwrap();
+            (runtime, client)
+        })
     }
 
     /// Sends a signal to a node.
@@ -216,6 +274,12 @@ impl Cluster {
         for &id in ids {
             self.members[id - 1].child.take().unwrap().wait().unwrap();
         }
+    }
+
+    /// The exit code of a node that has ended, if it has.
+    pub(crate) fn has_ended(&mut self, id: usize) -> Option<Option<i32>> {
+        let child = self.members[id - 1].child.as_mut().expect("it was started");
+        child.try_wait().unwrap().map(|status| status.code())
     }
 
     /// Waits until a node has ended by itself or by a signal, and gives its exit code.

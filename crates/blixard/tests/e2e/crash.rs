@@ -5,28 +5,19 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use crate::cluster::{Cluster, Plan};
+use crate::dice::{Dice, number_in};
 use crate::guests::{self, Seats, ask_guest};
 use crate::program::eventually;
 use crate::writer::{Promised, Writer};
 
 /// The cluster promises two seconds on a quiet host; tests also run on busy ones.
-const FAILOVER_MAX: Duration = Duration::from_secs(10);
+pub(crate) const FAILOVER_MAX: Duration = Duration::from_secs(10);
 /// Rounds of the random series, unless `BLIXARD_E2E_ROUNDS` says otherwise.
 const ROUNDS: u64 = 10;
 
-/// Three nodes without guests, and a disk image for vms to be written with.
-fn fake_cluster() -> Cluster {
-    let cluster = Cluster::start(Plan::fake(3));
-    let mut disk = vec![0; 1 << 20];
-    disk[510..512].copy_from_slice(&[0x55, 0xaa]);
-    let disk = cluster.bench.write("disk.raw", disk);
-    cluster.run(1, &["image", "import", "--name", "disk", &disk]).ends_with(0);
-    cluster
-}
-
 #[test]
 fn the_leader_dies_in_a_stream_of_writes() {
-    let mut cluster = fake_cluster();
+    let mut cluster = Cluster::with_disk(Plan::fake(3));
     let mut promised = Promised::default();
     for round in 0..3 {
         let leader = eventually("a leader", || cluster.leader_seen_by(1));
@@ -62,31 +53,11 @@ fn the_leader_dies_in_a_stream_of_writes() {
     }
 }
 
-/// Where a series of kills comes from: the same seed gives the same series.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, limit: u64) -> u64 {
-        // splitmix64.
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % limit
-    }
-}
-
-fn number_in(variable: &str) -> Option<u64> {
-    std::env::var(variable).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{variable} is not a number")))
-}
-
 #[test]
 fn nodes_die_at_random() {
-    let seed = number_in("BLIXARD_E2E_SEED").unwrap_or_else(|| u64::from(std::process::id()));
     let rounds = number_in("BLIXARD_E2E_ROUNDS").unwrap_or(ROUNDS);
-    println!("BLIXARD_E2E_SEED={seed} repeats this series");
-    let mut dice = Dice(seed);
-    let mut cluster = fake_cluster();
+    let mut dice = Dice::seeded();
+    let mut cluster = Cluster::with_disk(Plan::fake(3));
     let mut promised = Promised::default();
     for round in 0..rounds {
         let through = 1 + dice.below(3) as usize;

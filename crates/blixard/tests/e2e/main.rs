@@ -8,12 +8,15 @@
 
 mod cluster;
 mod crash;
+mod damage;
+mod dice;
 mod disks;
 mod guests;
 mod lifecycle;
 mod metrics;
 mod observed;
 mod outside;
+mod partition;
 #[path = "../program/mod.rs"]
 #[allow(dead_code, reason = "each test program uses its own part of it")]
 mod program;

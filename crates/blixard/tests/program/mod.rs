@@ -1,5 +1,6 @@
 //! What every test of the program stands on: the binary in an environment of its own, free ports, and waiting.
 
+pub(crate) mod lab;
 pub(crate) mod session;
 
 use std::net::{TcpListener, UdpSocket};
