@@ -3,7 +3,7 @@
 //! Steps run one after the other and the first that fails ends it. None is ever skipped: what a step needs is installed
 //! first, or the step fails.
 
-use crate::{demo, guest, process, setup, tidy, workspace_root};
+use crate::{demo, dist, guest, process, setup, tidy, workspace_root};
 use anyhow::{Context, Result, bail};
 use std::process::Command;
 use std::time::Instant;
@@ -39,6 +39,12 @@ const STEPS: &[Step] = &[
         name: "tests",
         run: || cargo(&["test", "--workspace", "--locked"]),
         advice: "run the failed test alone: `cargo test -p <crate> <name> -- --nocapture`",
+    },
+    Step {
+        name: "package",
+        // A release takes minutes to build and differs in nothing that is looked at here.
+        run: || dist::run(true),
+        advice: "run `cargo xtask dist --dev`; it says what each check found",
     },
     Step { name: "demo", run: || demo::run(false), advice: "run `cargo xtask demo`; the logs above say more" },
 ];

@@ -12,6 +12,7 @@ pub mod bench;
 pub mod ci;
 mod cluster;
 pub mod demo;
+pub mod dist;
 pub mod distribution;
 pub mod guest;
 mod interrupt;

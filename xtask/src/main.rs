@@ -6,7 +6,7 @@
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use xtask::{bench, ci, demo, guest, setup, tidy, workspace_root};
+use xtask::{bench, ci, demo, dist, guest, setup, tidy, workspace_root};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "The project's own tasks.", disable_help_subcommand = true)]
@@ -46,6 +46,12 @@ enum Task {
         #[arg(long)]
         release: bool,
     },
+    /// Make a package for Debian and its relatives in target/dist, and check it.
+    Dist {
+        /// Pack the build that tests use, which takes minutes less to make and is slower.
+        #[arg(long)]
+        dev: bool,
+    },
     /// Install the tools that the other tasks need (QEMU and a few more), saying first what will run.
     Setup,
     /// Check everything: format, tidy, clippy, the guest, all tests and the demo. Installs what is missing.
@@ -60,6 +66,7 @@ fn main() -> ExitCode {
         Task::Demo { end: Some(dir), .. } => demo::end(&dir),
         Task::Demo { keep, end: None } => demo::run(keep),
         Task::Bench { name, runs, release } => bench::run(name.as_deref(), runs, release),
+        Task::Dist { dev } => dist::run(dev),
         Task::Setup => setup::install_missing(setup::EVERYTHING),
         Task::Ci => ci::run(),
         Task::Tidy => tidy::run(&workspace_root()),

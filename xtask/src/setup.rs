@@ -29,12 +29,25 @@ pub enum Tool {
     Nft,
     /// `prometheus`: scrapes nodes in tests, and answers the queries of the dashboard.
     Prometheus,
+    /// `dpkg`, with `dpkg-deb`: makes and tries the package.
+    Dpkg,
+    /// `fakeroot`: plays root for `dpkg` where this is not run as root.
+    Fakeroot,
+    /// `shellcheck`: looks through the scripts of the package.
+    Shellcheck,
+    /// `objdump`, with `strip`: look into the program and make it small.
+    Binutils,
+    /// `systemd-analyze`: reads the unit of the package.
+    SystemdAnalyze,
 }
 
 /// What `guest` needs.
 pub const GUEST: &[Tool] = &[Tool::QemuImg, Tool::Gzip, Tool::Zstd, Tool::Cpio];
 /// What booting a guest needs.
 pub const BOOT: &[Tool] = &[Tool::Qemu, Tool::QemuImg];
+/// What making the package, and checking it, needs.
+pub const PACKAGE: &[Tool] =
+    &[Tool::Gzip, Tool::Dpkg, Tool::Fakeroot, Tool::Shellcheck, Tool::Binutils, Tool::SystemdAnalyze];
 /// Everything that any task needs.
 pub const EVERYTHING: &[Tool] = &[
     Tool::Qemu,
@@ -46,6 +59,11 @@ pub const EVERYTHING: &[Tool] = &[
     Tool::Ip,
     Tool::Nft,
     Tool::Prometheus,
+    Tool::Dpkg,
+    Tool::Fakeroot,
+    Tool::Shellcheck,
+    Tool::Binutils,
+    Tool::SystemdAnalyze,
 ];
 
 impl Tool {
@@ -61,6 +79,11 @@ impl Tool {
             Self::Ip => "ip",
             Self::Nft => "nft",
             Self::Prometheus => "prometheus",
+            Self::Dpkg => "dpkg",
+            Self::Fakeroot => "fakeroot",
+            Self::Shellcheck => "shellcheck",
+            Self::Binutils => "objdump",
+            Self::SystemdAnalyze => "systemd-analyze",
         }
     }
 
@@ -86,6 +109,13 @@ impl Tool {
             (Self::Nft, _) => "nftables",
             (Self::Prometheus, Fedora) => "golang-github-prometheus",
             (Self::Prometheus, _) => "prometheus",
+            (Self::Dpkg, _) => "dpkg",
+            (Self::Fakeroot, _) => "fakeroot",
+            (Self::Shellcheck, Fedora) => "ShellCheck",
+            (Self::Shellcheck, _) => "shellcheck",
+            (Self::Binutils, _) => "binutils",
+            (Self::SystemdAnalyze, Alpine) => return None,
+            (Self::SystemdAnalyze, _) => "systemd",
         })
     }
 }
@@ -132,7 +162,7 @@ mod tests {
         use Distribution::{Alpine, Arch, Debian, Fedora, Ubuntu};
         for distribution in [Debian, Ubuntu, Fedora, Arch, Alpine] {
             for &tool in EVERYTHING {
-                let is_optional = matches!(tool, Tool::Zstd | Tool::Cpio);
+                let is_optional = matches!(tool, Tool::Zstd | Tool::Cpio | Tool::SystemdAnalyze);
                 assert!(is_optional || tool.package(distribution).is_some(), "{tool:?} on {distribution:?}");
             }
         }

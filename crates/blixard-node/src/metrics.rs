@@ -16,6 +16,13 @@ use prometheus_client::registry::{Metric, Registry, Unit};
 /// The beginning of every name, but for those that Prometheus itself gives to processes.
 pub(crate) const PREFIX: &str = "blixard";
 
+/// The loop that looks after this host's vms.
+pub(crate) const AGENT_LOOP: &str = "agent";
+/// The loop that leads, or looks whether it is to lead.
+pub(crate) const LEADER_LOOP: &str = "leader";
+/// The loops by which a node does its work. One that stands still is a node that is there and of no use.
+pub(crate) const LOOPS: [&str; 2] = [AGENT_LOOP, LEADER_LOOP];
+
 /// Labels of one sample.
 pub(crate) type Labels<const N: usize> = [(&'static str, Cow<'static, str>); N];
 /// Counters told apart by labels.
@@ -73,6 +80,8 @@ pub(crate) struct Metrics {
     pub(crate) leader_rounds: Counter,
     /// Rounds of the leader in which a decision could not be carried out.
     pub(crate) leader_failures: Counter,
+    /// Turns of the loops that a node lives by, by loop: see [`LOOPS`].
+    loop_turns: Counters<1>,
     /// Looks of the agent.
     pub(crate) agent_rounds: Counter,
     /// Looks of the agent that failed.
@@ -159,6 +168,13 @@ impl Book {
     }
 }
 
+impl Metrics {
+    /// The turns of one of [`LOOPS`].
+    pub(crate) fn turns_of(&self, name: &'static str) -> Counter {
+        self.loop_turns.get_or_create(&[("loop", name.into())]).clone()
+    }
+}
+
 impl Default for Metrics {
     fn default() -> Self {
         let mut book = Book(Registry::with_prefix(PREFIX));
@@ -189,6 +205,12 @@ impl Default for Metrics {
             ),
             leader_rounds: book.counter("leader_rounds", "Rounds of decisions while this node led"),
             leader_failures: book.counter("leader_failures", "Rounds in which a decision could not be carried out"),
+            loop_turns: book.states(
+                "loop_turns",
+                "Turns of the loops by which this node does its work; systemd is told that all is well while all turn",
+                "loop",
+                &LOOPS,
+            ),
             agent_rounds: book.counter("agent_rounds", "Looks of the agent at this host"),
             agent_failures: book.counter("agent_failures", "Looks of the agent that failed"),
             order_failures: book.states(

@@ -4,6 +4,7 @@ mod data_dir;
 mod enter;
 mod tasks;
 mod upkeep;
+mod watchdog;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -243,6 +244,9 @@ impl Node {
         // Without systemd there is nobody to tell, which is no error.
         if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
             tracing::warn!(%error, "systemd could not be told that the node is ready");
+        }
+        if let Some(limit) = sd_notify::watchdog_enabled() {
+            tasks.keep("watchdog", move || watchdog::feed(metrics.clone(), limit));
         }
         Ok(Self { tasks, ground, transfers, ended, registry, cluster, data })
     }

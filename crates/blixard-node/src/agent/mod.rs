@@ -26,7 +26,7 @@ use tokio::sync::Notify;
 
 use crate::clock;
 use crate::images::Images;
-use crate::metrics::Metrics;
+use crate::metrics::{AGENT_LOOP, Metrics};
 use crate::raft::Raft;
 use crate::transfers::{TransferStatus, Transfers};
 
@@ -113,13 +113,16 @@ impl Agent {
     /// Acts for as long as the node runs. Never returns.
     pub(crate) async fn run(self) {
         self.wake_when_guests_end();
+        let turns = self.inner.metrics.turns_of(AGENT_LOOP);
         while let Err(error) = self.inner.raft.barrier().await {
+            turns.inc();
             tracing::debug!(%error, "the agent waits until this node has caught up with the cluster");
         }
         tracing::info!("caught up with the cluster; looking after vms");
         let mut applied = self.inner.raft.watch();
         let mut transfers = self.inner.transfers.changed();
         loop {
+            turns.inc();
             applied.borrow_and_update();
             transfers.borrow_and_update();
             let look_again_at = match self.look().await {

@@ -12,7 +12,7 @@ use anyhow::Context;
 use blixard_core::{Actor, COPY_LOST_AFTER_MS, Change, Command, HEALTHY_WITHIN_MS, MembershipStep, NodeId, RaftView};
 
 use crate::clock;
-use crate::metrics::Metrics;
+use crate::metrics::{LEADER_LOOP, Metrics};
 use crate::raft::{GroupView, Raft};
 use crate::runtime::{self, Instant};
 
@@ -38,7 +38,9 @@ fn open_to_vms(view: &GroupView, members: &BTreeSet<NodeId>, office_ms: u64) -> 
 pub(crate) async fn run(raft: Raft, metrics: Arc<Metrics>) {
     let mut applied = raft.watch();
     let mut office: Option<(u64, Instant)> = None;
+    let turns = metrics.turns_of(LEADER_LOOP);
     loop {
+        turns.inc();
         let view = raft.view();
         if view.is_leader() {
             let since = match office {

@@ -2,7 +2,7 @@
 
 use std::process::{Child, Stdio};
 
-use crate::bench::{Bench, Node, Ran, eventually, free_address};
+use crate::bench::{Bench, Node, PATIENCE, Ran, eventually, free_address, terminate};
 
 /// Starts a further node of the same user, without waiting for anything.
 fn join(bench: &Bench, id: &str, data_dir: &str, arguments: &[&str]) -> Joiner {
@@ -96,4 +96,29 @@ fn the_log_is_json_where_that_is_asked_for() {
     for line in log.iter().filter(|line| !line.starts_with("next: ")) {
         serde_json::from_str::<serde_json::Value>(line).unwrap_or_else(|error| panic!("{error}: {line}"));
     }
+}
+
+#[test]
+fn the_service_manager_is_told_that_the_node_is_ready_and_lives() {
+    let bench = Bench::new();
+    let path = bench.path("notify");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let address = free_address();
+    let mut command = bench.command(&["node", "--id", "1", "--bind", &address, "--data-dir", "data"]);
+    // Far less than anybody would set, so that a busy machine still gets to the second sign of life in time.
+    command.args(["--hypervisor", "fake"]).env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "400000");
+    let mut child = command.stderr(Stdio::null()).spawn().unwrap();
+    let told = || {
+        let mut message = [0; 256];
+        let length = socket.recv(&mut message).expect("the node says something in time");
+        String::from_utf8(message[..length].to_vec()).unwrap()
+    };
+    assert_eq!(told().trim(), "READY=1");
+    for _ in 0..3 {
+        assert_eq!(told().trim(), "WATCHDOG=1");
+    }
+    terminate(&child);
+    while told().trim() != "STOPPING=1" {}
+    assert_eq!(child.wait().unwrap().code(), Some(0));
 }
