@@ -1,5 +1,6 @@
 //! The files of the log and the state: made once and together, and looked at before they are opened.
 
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use anyhow::Context;
@@ -22,7 +23,8 @@ const LOG_LOST: &str = "at another node, remove this one with `blixard cluster r
 /// # Errors
 /// With [`crate::Damage`] when a file is damaged or missing.
 pub(crate) fn prepare(dir: &Path, is_in_use: bool) -> anyhow::Result<()> {
-    if !is_in_use && !dir.exists() {
+    let is_empty = std::fs::read_dir(dir).map_or(true, |mut entries| entries.next().is_none());
+    if !is_in_use && is_empty {
         make_empty(dir).with_context(|| format!("make {}", dir.display()))?;
     }
     for file in [LOG_FILE, STATE_FILE] {
@@ -37,7 +39,8 @@ fn make_empty(dir: &Path) -> anyhow::Result<()> {
     if fresh.exists() {
         std::fs::remove_dir_all(&fresh)?;
     }
-    std::fs::create_dir_all(&fresh)?;
+    // Closed to others, as the directory whose place it takes.
+    std::fs::DirBuilder::new().mode(0o700).create(&fresh)?;
     for file in [LOG_FILE, STATE_FILE] {
         redb::Database::create(fresh.join(file))?;
     }

@@ -156,12 +156,17 @@ impl Cluster {
     pub(crate) fn spawn_with(&mut self, id: usize, arguments: &[&str], environment: &[(&str, &str)]) {
         let (number, data_dir) = (id.to_string(), self.data_dir(id));
         let log = File::options().create(true).append(true).open(self.log_path(id)).unwrap();
-        let mut command = self.bench.command(&["node", "--bind", self.address(id)]);
-        if !arguments.contains(&"--id") {
-            command.args(["--id", &number]);
+        let mut command = self.bench.command(&["node"]);
+        let usual = [
+            ("--id", number.as_str()),
+            ("--bind", self.address(id)),
+            ("--data-dir", as_text(&data_dir)),
+            ("--hypervisor", self.plan.hypervisor),
+        ];
+        for (name, value) in usual.into_iter().filter(|(name, _)| !arguments.contains(name)) {
+            command.args([name, value]);
         }
-        command.arg("--data-dir").arg(data_dir).args(["--hypervisor", self.plan.hypervisor]);
-        if id > 1 && !arguments.contains(&"--join") {
+        if id > 1 && !arguments.contains(&"--join") && !arguments.contains(&"--peers") {
             command.args(["--peers", self.address(1)]);
         }
         command.args(arguments).envs(self.plan.environment.iter().copied()).envs(environment.iter().copied());

@@ -67,9 +67,23 @@ fn nodes_die_at_random() {
         if victims.is_empty() {
             victims.push(1 + dice.below(3) as usize);
         }
-        cluster.kill(&victims);
+        let is_paused = dice.below(3) == 0;
+        if is_paused {
+            // A host that stands still, and then goes on as if no time had passed.
+            victims.iter().for_each(|victim| cluster.signal(*victim, Signal::SIGSTOP));
+        } else {
+            cluster.kill(&victims);
+        }
         if victims.len() == 1 && !victims.contains(&through) {
             writer.goes_on_for(1 + dice.below(15) as usize);
+        }
+        if is_paused {
+            victims.iter().for_each(|victim| cluster.signal(*victim, Signal::SIGCONT));
+            if dice.below(2) == 0 {
+                victims.clear();
+            } else {
+                cluster.kill(&victims);
+            }
         }
         if dice.below(2) == 0 {
             victims.reverse();
@@ -89,7 +103,8 @@ fn nodes_die_at_random() {
         for id in 1..=3 {
             promised.is_kept(&cluster, id);
         }
-        println!("round {round}: killed {victims:?} while writing through {through}");
+        let paused = if is_paused { "paused nodes, then " } else { "" };
+        println!("round {round}: {paused}killed {victims:?} while writing through {through}");
     }
     cluster.agreed_digest();
 }

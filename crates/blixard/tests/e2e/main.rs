@@ -21,6 +21,7 @@ mod partition;
 #[allow(dead_code, reason = "each test program uses its own part of it")]
 mod program;
 mod reach;
+mod restart;
 mod transfer;
 mod web;
 mod writer;
