@@ -33,11 +33,12 @@ pub struct RaftConfig {
 
 impl Default for RaftConfig {
     fn default() -> Self {
-        // Elections within a second on a LAN, and room for a busy host to miss two heartbeats.
+        // A lost leader is replaced within half a second on a LAN: its lease lasts for the longest time-out, and the
+        // candidates wait for another. Where leaders are heard less regularly, voters wait for longer by themselves.
         Self {
-            heartbeat_ms: 100,
-            election_min_ms: 300,
-            election_max_ms: 600,
+            heartbeat_ms: 50,
+            election_min_ms: 200,
+            election_max_ms: 250,
             snapshot_entries: 5000,
             keep_entries: 1000,
         }
@@ -156,9 +157,9 @@ const SETTINGS: &[(&str, Kind, &str)] = &[
     ("capacity.overcommit_vcpus_percent", Kind::Number, "400"),
     ("capacity.overcommit_memory_percent", Kind::Number, "100"),
     ("capacity.overcommit_disk_percent", Kind::Number, "100"),
-    ("raft.heartbeat_ms", Kind::Number, "100"),
-    ("raft.election_min_ms", Kind::Number, "300"),
-    ("raft.election_max_ms", Kind::Number, "600"),
+    ("raft.heartbeat_ms", Kind::Number, "50"),
+    ("raft.election_min_ms", Kind::Number, "200"),
+    ("raft.election_max_ms", Kind::Number, "250"),
     ("raft.snapshot_entries", Kind::Number, "5000"),
     ("raft.keep_entries", Kind::Number, "1000"),
     ("cluster.voters", Kind::Number, "3"),

@@ -18,10 +18,13 @@ use crate::runtime::{self, Instant};
 
 /// How often the leader looks when nothing tells it to: who has gone quiet is seen only by looking.
 const TICK: Duration = Duration::from_millis(250);
+/// Between two looks at least. What changes meanwhile is looked at together: when many write at once, the leader has better
+/// things to do than to look at each change alone.
+const GATHER: Duration = Duration::from_millis(10);
 /// How far behind the leader's log a learner may be to count as caught up: a few batches, which it takes in at once.
 const CAUGHT_UP_ENTRIES: u64 = 200;
 
-/// How long a new leader waits for members that it has not heard from before it places vms without them. Ten heartbeats on
+/// How long a new leader waits for members that it has not heard from before it places vms without them. Many heartbeats on
 /// a LAN: those that live have answered by then.
 const ROLL_CALL_MS: u64 = 1000;
 
@@ -64,8 +67,17 @@ pub(crate) async fn run(raft: Raft, metrics: Arc<Metrics>) {
         } else if office.take().is_some() {
             tracing::info!(leader = ?view.leader.map(|leader| leader.0), "this node does not lead any more");
         }
-        // Whichever comes first; a closed watch means that Raft has stopped, and the tick goes on harmlessly.
-        let _ = runtime::timeout(TICK, applied.changed()).await;
+        runtime::sleep(GATHER).await;
+        let awaits_learners = view.is_leader() && !view.learners.is_empty();
+        let news = async {
+            tokio::select! {
+                // A closed watch means that Raft has stopped, and the tick goes on harmlessly.
+                _ = applied.changed() => {}
+                // That a learner has caught up changes nothing in the state.
+                () = raft.group_changed(), if awaits_learners => {}
+            }
+        };
+        let _ = runtime::timeout(TICK, news).await;
     }
 }
 

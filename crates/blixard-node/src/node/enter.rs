@@ -26,8 +26,9 @@ use crate::raft::Raft;
 use crate::transport::{PeerAddress, Ticket, TicketSecret, Transport, load_or_create_key};
 use crate::user::UserState;
 
-/// The first wait before the peers are asked again; it doubles.
-const ASK_WAIT_MIN: Duration = Duration::from_millis(200);
+/// The first wait before the peers are asked again; it doubles. Nodes that are started together find each other in the first
+/// few tries.
+const ASK_WAIT_MIN: Duration = Duration::from_millis(20);
 /// The longest wait before the peers are asked again.
 const ASK_WAIT_MAX: Duration = Duration::from_secs(5);
 /// How long a node that comes back waits for a peer to say which cluster it belongs to.

@@ -27,6 +27,8 @@ const HELLO_OTHERS: usize = 5;
 const CONTACT_EVERY: Duration = Duration::from_secs(10);
 /// How long a removed node goes on taking part, so that its vote is not missed before the others have changed the group.
 const FAREWELL: Duration = Duration::from_secs(10);
+/// Changes of the state within this time are taken together: few of them say anything of who may be here.
+const GATHER: Duration = Duration::from_millis(20);
 /// A removed node that hears from no leader for this long, a few elections, is not needed by anybody.
 const FAREWELL_LEADERLESS: Duration = Duration::from_secs(2);
 /// How often it looks though nothing has changed.
@@ -146,6 +148,7 @@ pub(super) async fn keep_access(
         }
         transport.access().set_group(raft.members());
         transport.access().set_clients(clients);
+        tokio::time::sleep(GATHER).await;
         tokio::select! {
             changed = applied.changed() => if changed.is_err() {
                 tracing::debug!("Raft has stopped; the access list stays as it is");

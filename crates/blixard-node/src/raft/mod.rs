@@ -10,6 +10,7 @@ mod link;
 mod log;
 mod machine;
 mod network;
+mod rhythm;
 mod server;
 mod view;
 mod wire;
@@ -50,9 +51,9 @@ const RETRY_WAIT: Duration = Duration::from_millis(50);
 /// Entries of one append request at most; openraft's own bound on a batch.
 const APPEND_ENTRIES_MAX: u64 = 512;
 
-/// A leader is taken for lost when nothing was heard of it for so many of the longest election time-outs: after the first,
-/// the others have stood for election, and a busy host may miss one more.
-const SILENT_ELECTIONS_MAX: u32 = 3;
+/// A leader is taken for lost when nothing was heard of it for so many of the longest election time-outs: after two, the
+/// others have stood for election, and a busy host may miss a few more.
+const SILENT_ELECTIONS_MAX: u32 = 6;
 
 /// Why a proposal or a read has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -109,7 +110,7 @@ pub(crate) struct Raft {
     held_log: Weak<()>,
     link: Arc<dyn Link>,
     metrics: Arc<Metrics>,
-    heard: server::Heard,
+    heard: rhythm::Heard,
     /// A leader that was silent for so long is none any more.
     silence_max: Duration,
     /// Whether its core runs: one that panicked leaves its last metrics as they were.
@@ -138,7 +139,9 @@ impl Raft {
         let (log, path) = open(LOG_FILE)?;
         let log = LogStore::open(log, path, metrics.clone())?;
         let held_log = log.held();
-        Self::assemble(node, settings(config), Arc::new(transport), machine, log, held_log, metrics).await
+        let raft = Self::assemble(node, settings(config), Arc::new(transport), machine, log, held_log, metrics).await?;
+        runtime::spawn(rhythm::keep_patience(raft.raft.clone(), raft.heard.clone()));
+        Ok(raft)
     }
 
     /// Takes part with stores that are open, over a link of any kind.
@@ -158,7 +161,7 @@ impl Raft {
             .context("start Raft from its log")?;
         let (running, runs) = watch::channel(());
         watch_over(&raft, metrics.clone(), running);
-        Ok(Self { node, raft, machine, held_log, link, metrics, heard: server::Heard::default(), silence_max, runs })
+        Ok(Self { node, raft, machine, held_log, link, metrics, heard: rhythm::Heard::default(), silence_max, runs })
     }
 
     /// The handler of the Raft protocol.

@@ -1,7 +1,7 @@
 //! The receiving side: what members ask of this node's Raft. A bad frame ends its stream and nothing else.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -17,10 +17,11 @@ use super::group::{Group, Logged, Snapshot};
 use super::link::{Incoming, Outgoing};
 use super::machine::OpenRaft;
 use super::network::SNAPSHOT_TIMEOUT;
+use super::rhythm::Heard;
 use super::wire::{
     FRAME_BYTES_MAX, Forwarded, KIND_APPEND, KIND_UNARY, Request, decode, put_frame, read_bytes, read_frame,
 };
-use crate::runtime::{self, Instant};
+use crate::runtime;
 use crate::transport::Connection;
 
 /// Append requests taken off the wire and not yet taken by Raft. The reader never waits on a full queue: an unread stream
@@ -31,22 +32,6 @@ const APPEND_QUEUE: usize = 4096;
 const KIND_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a peer may take to take an answer. It waits for it, so it reads.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// When a leader was last heard of. Raft itself goes on naming one that is long dead for as long as nobody can be elected
-/// in its place.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Heard(Arc<Mutex<Option<Instant>>>);
-
-impl Heard {
-    fn now(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-    }
-
-    /// Whether that was within a time.
-    pub(super) fn is_within(&self, time: Duration) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|heard| heard.elapsed() <= time)
-    }
-}
 
 /// Serves one member's connection until it ends.
 pub(super) async fn serve(raft: OpenRaft, heard: Heard, connection: Connection) {
@@ -83,8 +68,9 @@ async fn serve_appends(raft: OpenRaft, heard: Heard, mut send: Outgoing, mut rec
     let reading = async move {
         let mut buffer = BytesMut::new();
         while let Some(frame) = read_frame(&mut recv, &mut buffer).await? {
-            heard.now();
-            if queue.try_send(decode(&frame)?).is_err() {
+            let request: AppendEntriesRequest<Group> = decode(&frame)?;
+            heard.now(request.vote);
+            if queue.try_send(request).is_err() {
                 return Err(io::Error::other("Raft is too far behind its leader"));
             }
         }
@@ -121,13 +107,13 @@ async fn serve_requests(raft: OpenRaft, heard: Heard, mut send: Outgoing, mut re
         let mut out = BytesMut::new();
         match decode::<Request>(&frame)? {
             Request::Append(request) => {
-                heard.now();
+                heard.now(request.vote);
                 put(&mut out, raft.append_entries(request).await)?;
             }
             Request::Vote(request) => put(&mut out, raft.vote(request).await)?,
             Request::PreVote(request) => put(&mut out, raft.pre_vote(request).await)?,
             Request::Snapshot(vote, meta, len) => {
-                heard.now();
+                heard.now(vote);
                 let snapshot = in_time(SNAPSHOT_TIMEOUT, read_bytes(&mut recv, &mut buffer, len)).await?;
                 put(&mut out, raft.install_full_snapshot(vote, Snapshot { meta, snapshot }).await)?;
             }

@@ -1,0 +1,141 @@
+//! How a leader is heard, and for how long its silence is put up with.
+//!
+//! Raft's own time-outs are fixed and meant for a LAN. On a slow or unsteady link, or a busy host, a leader that lives may be
+//! silent for longer, and an election would only make things worse. So a voter notes how irregular its leader has been, and
+//! stands for election only after a silence that is out of the ordinary by that measure.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::group::Vote;
+use super::machine::OpenRaft;
+use crate::runtime::{self, Instant};
+
+/// A silence is out of the ordinary when it is so many times the longest one that a living leader kept of late.
+const LONGEST_TIMES: u32 = 3;
+/// However unsteady the leader was, its loss is noticed after this time.
+const PATIENCE_MAX: Duration = Duration::from_secs(10);
+/// The longest silence counts for half after this time, for a quarter after twice as long, and so on.
+const HALF_LIFE: Duration = Duration::from_secs(30);
+/// How often it is looked whether a leader that is taken for lost is heard again.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+#[derive(Debug, Default)]
+struct Rhythm {
+    /// Whom the voter followed last, and when it was heard.
+    leader: Option<(Vote, Instant)>,
+    /// The longest silence, and when it ended.
+    longest: Option<(Duration, Instant)>,
+}
+
+impl Rhythm {
+    fn heard(&mut self, leader: Vote, now: Instant) {
+        if let Some((before, last)) = self.leader
+            && before == leader
+        {
+            let silence = now.saturating_duration_since(last);
+            if silence >= self.longest_at(now) {
+                self.longest = Some((silence, now));
+            }
+        }
+        // Between two leaders there was none, which says nothing of how regular either is.
+        self.leader = Some((leader, now));
+    }
+
+    /// The longest silence as it counts now.
+    fn longest_at(&self, now: Instant) -> Duration {
+        self.longest.map_or(Duration::ZERO, |(silence, ended)| {
+            let halves = now.saturating_duration_since(ended).as_millis() / HALF_LIFE.as_millis();
+            silence / 2u32.saturating_pow(u32::try_from(halves).unwrap_or(u32::MAX))
+        })
+    }
+
+    /// How much longer the leader may be silent before an election; nothing when it is time for one.
+    fn patience(&self, now: Instant) -> Option<Duration> {
+        let (_, last) = self.leader?;
+        let allowed = (self.longest_at(now) * LONGEST_TIMES).min(PATIENCE_MAX);
+        allowed.checked_sub(now.saturating_duration_since(last)).filter(|left| !left.is_zero())
+    }
+}
+
+/// When leaders were heard of. Raft itself goes on naming one that is long dead for as long as nobody can be elected in its
+/// place.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Heard(Arc<Mutex<Rhythm>>);
+
+impl Heard {
+    fn rhythm(&self) -> std::sync::MutexGuard<'_, Rhythm> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that a leader is heard now.
+    pub(super) fn now(&self, leader: Vote) {
+        self.rhythm().heard(leader, Instant::now());
+    }
+
+    /// Whether one was heard within a time.
+    pub(super) fn is_within(&self, time: Duration) -> bool {
+        self.rhythm().leader.is_some_and(|(_, last)| last.elapsed() <= time)
+    }
+}
+
+/// Lets this node stand for election only when its leader's silence is out of the ordinary, until Raft stops.
+pub(super) async fn keep_patience(raft: OpenRaft, heard: Heard) {
+    while raft.is_initialized().await.is_ok() {
+        let patience = heard.rhythm().patience(Instant::now());
+        raft.runtime_config().elect(patience.is_none());
+        runtime::sleep(patience.unwrap_or(LOOK_EVERY).max(LOOK_EVERY)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// A leader heard every `every` for a minute; gives when it was heard last.
+    fn listen(rhythm: &mut Rhythm, every: Duration, start: Instant) -> Instant {
+        let mut now = start;
+        while now < start + Duration::from_secs(60) {
+            now += every;
+            rhythm.heard(Vote::new(1, 1), now);
+        }
+        now
+    }
+
+    #[test]
+    fn a_steady_leader_is_missed_soon_and_an_unsteady_one_later() {
+        let mut rhythm = Rhythm::default();
+        let start = Instant::now();
+        assert_eq!(rhythm.patience(start), None, "nobody was ever heard");
+        let last = listen(&mut rhythm, 50 * MS, start);
+        assert_eq!(rhythm.patience(last + 151 * MS), None);
+        assert_eq!(rhythm.patience(last + 100 * MS), Some(50 * MS));
+        let last = listen(&mut rhythm, 800 * MS, last);
+        assert_eq!(rhythm.patience(last + 2400 * MS), None);
+        assert_eq!(rhythm.patience(last + 1400 * MS), Some(1000 * MS));
+    }
+
+    #[test]
+    fn patience_has_an_end_and_goes_back_when_things_get_better() {
+        let mut rhythm = Rhythm::default();
+        let last = listen(&mut rhythm, Duration::from_secs(20), Instant::now());
+        assert_eq!(rhythm.patience(last + PATIENCE_MAX), None);
+        assert!(rhythm.patience(last + PATIENCE_MAX - MS).is_some());
+        let mut last = last;
+        for _ in 0..10 {
+            last = listen(&mut rhythm, 50 * MS, last);
+        }
+        assert_eq!(rhythm.patience(last + 200 * MS), None);
+    }
+
+    #[test]
+    fn the_time_between_two_leaders_does_not_count() {
+        let mut rhythm = Rhythm::default();
+        let last = listen(&mut rhythm, 50 * MS, Instant::now());
+        rhythm.heard(Vote::new(2, 3), last + 5000 * MS);
+        assert_eq!(rhythm.patience(last + 5151 * MS), None);
+        assert!(rhythm.patience(last + 5100 * MS).is_some());
+    }
+}
