@@ -88,5 +88,5 @@ fn tools() -> Result<()> {
 }
 
 fn cargo(arguments: &[&str]) -> Result<()> {
-    process::check(Command::new("cargo").args(arguments).current_dir(workspace_root()))
+    process::check(process::cargo().args(arguments).current_dir(workspace_root()))
 }

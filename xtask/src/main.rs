@@ -42,9 +42,9 @@ enum Task {
         /// How often, where the measurement is repeated.
         #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
         runs: u32,
-        /// Measure an optimised build, which takes minutes to make.
+        /// Measure a development build: made in seconds, and several times slower than what users run.
         #[arg(long)]
-        release: bool,
+        dev: bool,
     },
     /// Make a package for Debian and its relatives in target/dist, and check it.
     Dist {
@@ -65,7 +65,7 @@ fn main() -> ExitCode {
         Task::Guest { refresh, check } => guest::run(refresh, check),
         Task::Demo { end: Some(dir), .. } => demo::end(&dir),
         Task::Demo { keep, end: None } => demo::run(keep),
-        Task::Bench { name, runs, release } => bench::run(name.as_deref(), runs, release),
+        Task::Bench { name, runs, dev } => bench::run(name.as_deref(), runs, dev),
         Task::Dist { dev } => dist::run(dev),
         Task::Setup => setup::install_missing(setup::EVERYTHING),
         Task::Ci => ci::run(),

@@ -43,6 +43,19 @@ pub fn text(command: &mut Command) -> Result<String> {
     String::from_utf8(bytes).with_context(|| format!("`{}` wrote something that is not UTF-8", shown(command)))
 }
 
+/// Cargo, for a build of its own. What cargo has told this program about itself stays out of it: it would reach the build
+/// scripts of dependencies, some of which then build again, and everything on top of them.
+pub fn cargo() -> Command {
+    let mut command = Command::new("cargo");
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
 /// Where a program lies: on the PATH, or in the folders of administrators' programs that a user's PATH often lacks.
 pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();

@@ -4,7 +4,7 @@
 //! the guard's socket, and the names of files for the descriptors that the guard hands over. The image is on the node before the first run, so that nothing is fetched.
 
 use super::Request;
-use super::samples::Samples;
+use super::samples::{Findings, Samples};
 use crate::cluster::{self, Cluster, Entry, PATIENCE};
 use crate::guest;
 use anyhow::{Context, Result, bail, ensure};
@@ -32,7 +32,7 @@ const PLAN: &str = "plan.json";
 const FIRST_FILE_FD: usize = 100;
 const POLL: Duration = Duration::from_millis(50);
 
-pub(super) fn run(request: &Request) -> Result<Vec<Samples>> {
+pub(super) fn run(request: &Request) -> Result<Findings> {
     let mut created = Samples::of("`vm create` says that it runs", "ms");
     let mut ready = Samples::of("guest of `vm create` is ready", "ms");
     let mut bare = Samples::of("guest of bare QEMU is ready", "ms");
@@ -65,7 +65,7 @@ pub(super) fn run(request: &Request) -> Result<Vec<Samples>> {
         bare.add(bare_ms);
     }
     cluster.shut_down()?;
-    Ok(vec![created, ready, bare])
+    Ok(Findings { all: vec![created, ready, bare], goals: Vec::new() })
 }
 
 /// How a node runs QEMU.

@@ -4,23 +4,34 @@
 //! `target/bench/NAME.json`. The numbers of two machines, or of two profiles, do not compare.
 
 mod boot;
+mod etcd;
+mod failover;
 mod formation;
+mod idle;
+mod load;
 mod samples;
 mod transfer;
+mod usage;
+mod writes;
 
 use crate::cluster::{self, Profile};
 use crate::interrupt::Interrupt;
 use crate::{guest, setup, workspace_root};
 use anyhow::{Context, Result, bail};
-use samples::Samples;
+use load::Driver;
+use samples::Findings;
 use serde_json::json;
 use std::fs;
 use std::path::{Path, PathBuf};
+
+/// The load driver, by the name of its target.
+const DRIVER: &str = "load";
 
 /// What a bench is given.
 struct Request<'a> {
     binary: &'a Path,
     interrupt: &'a Interrupt,
+    driver: &'a Driver,
     runs: u32,
 }
 
@@ -28,25 +39,28 @@ struct Request<'a> {
 struct Bench {
     name: &'static str,
     about: &'static str,
-    run: fn(&Request) -> Result<Vec<Samples>>,
+    run: fn(&Request) -> Result<Findings>,
 }
 
 const BENCHES: &[Bench] = &[
     Bench {
         name: "formation",
-        about: "from the start of three nodes to three voters and a write",
+        about: "from the start of three nodes to three voters and a write, beside etcd",
         run: formation::run,
     },
+    Bench { name: "writes", about: "committed writes and linearizable reads a second, beside etcd", run: writes::run },
+    Bench { name: "failover", about: "from kill -9 of the leader to the next write, beside etcd", run: failover::run },
     Bench { name: "boot", about: "from `vm create` to the guest's ready line, beside bare QEMU", run: boot::run },
     Bench {
         name: "transfer",
         about: "an image of 256 MiB to a node from one and from two holders",
         run: transfer::run,
     },
+    Bench { name: "idle", about: "memory and processor of a node at rest, beside etcd", run: idle::run },
 ];
 
 /// Runs one bench.
-pub fn run(name: Option<&str>, runs: u32, release: bool) -> Result<()> {
+pub fn run(name: Option<&str>, runs: u32, dev: bool) -> Result<()> {
     let list = || BENCHES.iter().map(|bench| format!("\n  {:<10} {}", bench.name, bench.about)).collect::<String>();
     let Some(bench) = BENCHES.iter().find(|bench| Some(bench.name) == name) else {
         match name {
@@ -55,19 +69,26 @@ pub fn run(name: Option<&str>, runs: u32, release: bool) -> Result<()> {
         }
     };
     setup::install_missing(setup::BOOT)?;
-    let profile = if release { Profile::Release } else { Profile::Dev };
-    let binary = cluster::blixard(profile).context("build blixard")?;
+    let profile = if dev { Profile::Dev } else { Profile::Release };
+    let binaries = cluster::build(profile, &[DRIVER]).context("build blixard and the load driver")?;
+    let driver = Driver::new(binaries.example(DRIVER)?);
     guest::run(false, false)?;
     let interrupt = Interrupt::listen()?;
+    let etcd = etcd::version();
     println!("bench: {}: {} (profile {}, {runs} runs)", bench.name, bench.about, profile.name());
-    let all = (bench.run)(&Request { binary: &binary, interrupt: &interrupt, runs })?;
-    println!("\n{}", samples::table(&all));
-    let path = write(bench, profile, &all)?;
+    match &etcd {
+        Some(version) => println!("bench: the comparator is {version}"),
+        None => println!("bench: etcd and etcdctl are not on the PATH: there is nothing to compare with"),
+    }
+    let request = Request { binary: binaries.blixard(), interrupt: &interrupt, driver: &driver, runs };
+    let findings = (bench.run)(&request)?;
+    println!("\n{}", findings.table());
+    let path = write(bench, profile, etcd.as_deref(), &findings)?;
     println!("bench: the samples are in {}", path.display());
     Ok(())
 }
 
-fn write(bench: &Bench, profile: Profile, all: &[Samples]) -> Result<PathBuf> {
+fn write(bench: &Bench, profile: Profile, etcd: Option<&str>, findings: &Findings) -> Result<PathBuf> {
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let report = json!({
         "bench": bench.name,
@@ -76,7 +97,9 @@ fn write(bench: &Bench, profile: Profile, all: &[Samples]) -> Result<PathBuf> {
         "cpus": std::thread::available_parallelism().map_or(0, usize::from),
         // Of the last minute, the bench's own work included.
         "load": load.split_whitespace().next().and_then(|load| load.parse::<f64>().ok()),
-        "results": all.iter().map(Samples::to_json).collect::<Vec<_>>(),
+        "comparator": etcd,
+        "results": findings.samples_to_json(),
+        "goals": findings.goals_to_json(),
     });
     let folder = workspace_root().join("target/bench");
     let path = folder.join(format!("{}.json", bench.name));

@@ -39,6 +39,28 @@ impl Samples {
         Some(Spread { min, median, max })
     }
 
+    /// The middle one.
+    pub(super) fn median(&self) -> Option<f64> {
+        Some(self.spread()?.median)
+    }
+
+    /// The largest.
+    pub(super) fn max(&self) -> Option<f64> {
+        Some(self.spread()?.max)
+    }
+
+    /// How many times as large as another's the median is.
+    pub(super) fn ratio(&self, other: &Self) -> Option<f64> {
+        Some(self.median()? / other.median()?)
+    }
+
+    /// The newest value of each, for a line about a run.
+    pub(super) fn last_told(all: &[&Self]) -> String {
+        let told =
+            |samples: &&Self| Some(format!("{} {} {}", samples.what, shown(*samples.values.last()?), samples.unit));
+        all.iter().filter_map(told).collect::<Vec<_>>().join("; ")
+    }
+
     pub(super) fn to_json(&self) -> Value {
         let mut told = json!({ "what": self.what, "unit": self.unit, "values": self.values });
         if let Some(Spread { min, median, max }) = self.spread() {
@@ -50,15 +72,92 @@ impl Samples {
     }
 }
 
-/// All of them, a line each.
-pub(super) fn table(all: &[Samples]) -> String {
-    let width = all.iter().map(|samples| samples.what.chars().count()).max().unwrap_or_default();
-    let mut lines = format!("{:width$}  {:>8}  {:>8}  {:>8}\n", "", "MIN", "MEDIAN", "MAX");
-    for samples in all {
-        let Some(Spread { min, median, max }) = samples.spread() else { continue };
-        lines += &format!("{:width$}  {min:>8.0}  {median:>8.0}  {max:>8.0}  {}\n", samples.what, samples.unit);
+/// What must be reached, and what was.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Goal {
+    what: String,
+    value: f64,
+    bound: Bound,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Bound {
+    AtLeast(f64),
+    AtMost(f64),
+}
+
+impl Goal {
+    /// None when nothing was measured that could meet it.
+    pub(super) fn at_least(what: &str, value: Option<f64>, bound: f64) -> Option<Self> {
+        Some(Self { what: what.to_owned(), value: value?, bound: Bound::AtLeast(bound) })
     }
-    lines
+
+    /// See [`Self::at_least`].
+    pub(super) fn at_most(what: &str, value: Option<f64>, bound: f64) -> Option<Self> {
+        Some(Self { what: what.to_owned(), value: value?, bound: Bound::AtMost(bound) })
+    }
+
+    fn is_met(&self) -> bool {
+        match self.bound {
+            Bound::AtLeast(bound) => self.value >= bound,
+            Bound::AtMost(bound) => self.value <= bound,
+        }
+    }
+
+    fn to_json(&self) -> Value {
+        let (kind, bound) = match self.bound {
+            Bound::AtLeast(bound) => ("at_least", bound),
+            Bound::AtMost(bound) => ("at_most", bound),
+        };
+        json!({ "what": self.what, "value": self.value, kind: bound, "met": self.is_met() })
+    }
+}
+
+/// All that a bench has found.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    pub(super) all: Vec<Samples>,
+    pub(super) goals: Vec<Goal>,
+}
+
+impl Findings {
+    /// The samples and then the goals, a line each.
+    pub(super) fn table(&self) -> String {
+        let names = self.all.iter().map(|samples| &samples.what).chain(self.goals.iter().map(|goal| &goal.what));
+        let width = names.map(|name| name.chars().count()).max().unwrap_or_default();
+        let mut lines = format!("{:width$}  {:>8}  {:>8}  {:>8}\n", "", "MIN", "MEDIAN", "MAX");
+        for samples in &self.all {
+            let Some(Spread { min, median, max }) = samples.spread() else { continue };
+            let [min, median, max] = [min, median, max].map(shown);
+            lines += &format!("{:width$}  {min:>8}  {median:>8}  {max:>8}  {}\n", samples.what, samples.unit);
+        }
+        for goal in &self.goals {
+            let (words, bound) = match goal.bound {
+                Bound::AtLeast(bound) => ("at least", shown(bound)),
+                Bound::AtMost(bound) => ("at most", shown(bound)),
+            };
+            let met = if goal.is_met() { "met" } else { "missed" };
+            lines += &format!("{:width$}  {:>8}  goal: {words} {bound}: {met}\n", goal.what, shown(goal.value));
+        }
+        lines
+    }
+
+    pub(super) fn samples_to_json(&self) -> Value {
+        self.all.iter().filter(|samples| !samples.values.is_empty()).map(Samples::to_json).collect()
+    }
+
+    pub(super) fn goals_to_json(&self) -> Value {
+        self.goals.iter().map(Goal::to_json).collect()
+    }
+}
+
+/// With as many digits as are worth reading.
+fn shown(value: f64) -> String {
+    match value.abs() {
+        small if small < 10.0 => format!("{value:.2}"),
+        middle if middle < 100.0 => format!("{value:.1}"),
+        _ => format!("{value:.0}"),
+    }
 }
 
 #[cfg(test)]
@@ -79,10 +178,25 @@ mod tests {
 
     #[test]
     fn tables_and_json_say_the_same() {
-        let all = [samples(&[10.0, 30.4, 20.0]), samples(&[])];
-        assert_eq!(table(&all).lines().nth(1), Some("a write        10        20        30  ms"));
-        assert_eq!(table(&all).lines().count(), 2, "what was not measured is not told");
-        assert_eq!(all[0].to_json()["median"], 20.0);
-        assert_eq!(all[1].to_json().get("median"), None);
+        let goals = [Goal::at_most("speed", Some(3.2), 3.0), Goal::at_least("speed", None, 3.0)];
+        let all = vec![samples(&[10.0, 30.4, 20.0]), samples(&[])];
+        let findings = Findings { all, goals: goals.into_iter().flatten().collect() };
+        let table = findings.table();
+        let lines: Vec<&str> = table.lines().collect();
+        assert_eq!(lines.len(), 3, "what was not measured is not told: {table}");
+        assert_eq!(lines[1], "a write      10.0      20.0      30.4  ms");
+        assert_eq!(lines[2], "speed        3.20  goal: at most 3.00: missed");
+        assert_eq!(findings.samples_to_json()[0]["median"], 20.0);
+        assert_eq!(findings.samples_to_json().as_array().map(Vec::len), Some(1));
+        assert_eq!(findings.goals_to_json()[0]["met"], false);
+    }
+
+    #[test]
+    fn a_goal_is_met_on_its_side_of_the_bound() {
+        let met = |goal: Option<Goal>| goal.map(|goal| goal.is_met());
+        assert_eq!(met(Goal::at_least("", Some(3.0), 3.0)), Some(true));
+        assert_eq!(met(Goal::at_least("", Some(2.9), 3.0)), Some(false));
+        assert_eq!(met(Goal::at_most("", Some(3.0), 3.0)), Some(true));
+        assert_eq!(met(Goal::at_most("", Some(3.1), 3.0)), Some(false));
     }
 }

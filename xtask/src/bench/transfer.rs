@@ -4,7 +4,7 @@
 //! transfer, the check of every byte and the report are in it. All nodes share this machine, its disk and its processors.
 
 use super::Request;
-use super::samples::Samples;
+use super::samples::{Findings, Samples};
 use crate::cluster::{self, Cluster, Entry};
 use anyhow::{Context, Result, ensure};
 use std::fs::File;
@@ -16,7 +16,7 @@ const IMAGE: &str = "bulk";
 const IMAGE_MIB: u32 = 256;
 const IMAGE_FILE: &str = "bulk.raw";
 
-pub(super) fn run(request: &Request) -> Result<Vec<Samples>> {
+pub(super) fn run(request: &Request) -> Result<Findings> {
     let mut import = Samples::of("import into node 1", "MiB/s");
     let mut from_one = Samples::of("to node 2 or 3, from one holder", "MiB/s");
     let mut from_two = Samples::of("to the last node, from two holders", "MiB/s");
@@ -41,7 +41,7 @@ pub(super) fn run(request: &Request) -> Result<Vec<Samples>> {
         from_one.add(one);
         from_two.add(two);
     }
-    Ok(vec![import, from_one, from_two])
+    Ok(Findings { all: vec![import, from_one, from_two], goals: Vec::new() })
 }
 
 /// Has the cluster keep as many copies, and waits until it does. Gives when that began.

@@ -10,7 +10,7 @@ mod ports;
 mod processes;
 
 pub(crate) use ask::{array, text, unsigned};
-pub(crate) use build::{Profile, blixard};
+pub(crate) use build::{Profile, blixard, build};
 pub(crate) use processes::is_alive;
 
 use crate::interrupt::Interrupt;
