@@ -106,7 +106,8 @@ impl Change {
             | Self::ReportCopy { .. }
             | Self::PlaceVm { .. }
             | Self::ReportVm { .. }
-            | Self::ForgetVm { .. } => None,
+            | Self::ForgetVm { .. }
+            | Self::Note(_) => None,
         }
     }
 }

@@ -4,6 +4,7 @@
 //! command that can be decoded: either the change is made whole, or the command is rejected and nothing has changed.
 
 mod cluster;
+mod history;
 mod images;
 mod nodes;
 mod tokens;
@@ -23,9 +24,13 @@ impl State {
         }
         // Before, because what a command removes has a name only until then.
         let entry = self.audit_entry(command);
+        let happens = self.foretell(command);
         let outcome = self.carry_out(command);
         if let Some(entry) = entry {
             self.keep_entry(entry, &outcome);
+        }
+        if outcome.is_ok() {
+            self.remember(command, happens);
         }
         if let Some(request) = command.request {
             while self.answered.len() >= ANSWERED_MAX {
@@ -84,6 +89,7 @@ impl State {
                 own_word(by, *node)?;
                 self.forget_vm(*id, *node, *epoch)
             }
+            Change::Note(note) => self.note(by, note),
         }
     }
 

@@ -186,7 +186,8 @@ impl State {
             | Change::ReportCopy { .. }
             | Change::PlaceVm { .. }
             | Change::ReportVm { .. }
-            | Change::ForgetVm { .. } => return None,
+            | Change::ForgetVm { .. }
+            | Change::Note(_) => return None,
         })
     }
 }

@@ -6,7 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::limits::{self, ANSWERED_MAX, CLIENTS_MAX, IMAGES_MAX, NODES_MAX, REMOVED_MAX, TOKENS_MAX, VMS_MAX};
+use crate::limits::{
+    self, ANSWERED_MAX, CLIENTS_MAX, EVENTS_MAX, IMAGES_MAX, NODES_MAX, REMOVED_MAX, TOKENS_MAX, VMS_MAX,
+};
 use crate::{AUDIT_MAX, ClientRole, Image, NodeId, Power, State, Vm};
 
 type Check = Result<(), String>;
@@ -31,6 +33,12 @@ impl State {
         ensure(is_whole && numbers.all(|(number, entry)| entry.number == number), || {
             "the audit trail has a gap".into()
         })?;
+        let numbers = self.history.events.iter().rev().map(|event| event.number);
+        ensure(numbers.eq((1..=self.history.count).rev().take(self.history.events.len())), || {
+            "an event is missing, or comes twice".into()
+        })?;
+        let lost = self.history.lost.iter().find(|node| !self.nodes.contains_key(node));
+        ensure(lost.is_none(), || format!("node {lost:?} is noted as lost and is no member"))?;
         self.check_nodes()?;
         let has_admin = self.clients.values().any(|client| client.role == ClientRole::Admin);
         ensure(has_admin, || "nobody may say who may use the cluster".into())?;
@@ -61,6 +69,7 @@ impl State {
             ("vms", self.vms.len(), VMS_MAX),
             ("answers", self.answered.len(), ANSWERED_MAX),
             ("entries of the audit trail", self.audit.entries.len(), AUDIT_MAX),
+            ("events", self.history.events.len(), EVENTS_MAX),
         ] {
             ensure(count <= max, || format!("{count} {what} are more than {max}"))?;
         }

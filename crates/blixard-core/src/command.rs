@@ -6,8 +6,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Client, ClusterId, EndpointId, Image, ImageId, Node, NodeId, Observed, Rejection, RequestId, SecretHash, Settings,
-    Token, TokenId, UnixMs, VmId, VmName, VmSpec,
+    Client, ClusterId, EndpointId, Image, ImageId, Node, NodeId, Note, Observed, Rejection, RequestId, SecretHash,
+    Settings, Token, TokenId, UnixMs, VmId, VmName, VmSpec,
 };
 
 /// Who asked for a change.
@@ -151,6 +151,8 @@ pub enum Change {
         /// The epoch of the placement.
         epoch: u64,
     },
+    /// Something happened that no other command follows from.
+    Note(Note),
 }
 
 /// What apply answers when a change was made.

@@ -93,6 +93,28 @@ pub enum RefusalReason {
     },
 }
 
+impl RefusalReason {
+    /// What sort of refusal this is, in words that are the same for every node that refuses a vm for this.
+    pub fn sort(&self) -> String {
+        match self {
+            Self::LabelMissing { key, wanted, .. } => format!("label {key}={wanted} required"),
+            Self::AntiAffinity { group, .. } => format!("runs a vm of the same anti-affinity group {group}"),
+            Self::PortTaken { port, .. } => format!("published port {port} is taken"),
+            Self::TooLittle { resource, needs, offered, .. } => {
+                let unit = resource.unit();
+                // What is too small for the vm even when empty is another matter than what is full.
+                let how = if offered < needs { "offers less" } else { "has less left" };
+                format!("needs {needs} {unit}, {how}")
+            }
+            Self::Deleting
+            | Self::PinnedElsewhere { .. }
+            | Self::NotReachable
+            | Self::SharesNoImages
+            | Self::ImageNowhere => self.to_string(),
+        }
+    }
+}
+
 impl fmt::Display for RefusalReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

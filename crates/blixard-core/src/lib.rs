@@ -13,6 +13,7 @@ mod check;
 mod command;
 mod copies;
 mod fit;
+mod history;
 mod ids;
 mod image;
 pub mod limits;
@@ -29,6 +30,7 @@ pub use audit::{AUDIT_MAX, Audit, AuditEntry, Deed};
 pub use command::{Actor, Answer, Change, Command, DecodeError, Outcome};
 pub use copies::COPY_LOST_AFTER_MS;
 pub use fit::{Fit, RefusalReason, Resource};
+pub use history::{Event, Happening, History, Note, SILENT_AFTER_MS, VmOrder};
 pub use ids::{
     BlobHash, ClusterId, EndpointId, ImageId, NodeId, ParseIdError, RequestId, SecretHash, TokenId, UnixMs, VmId,
 };

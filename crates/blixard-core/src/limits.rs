@@ -22,6 +22,13 @@ pub const IMAGES_MAX: usize = 10_000;
 /// Vms: at a few hundred bytes each a snapshot stays below a hundred megabytes.
 pub const VMS_MAX: usize = 100_000;
 
+/// Events kept: days of a quiet cluster, and some 100 KiB of every snapshot.
+pub const EVENTS_MAX: usize = 1000;
+/// Length of the reason in an event: the first line or two of what was reported.
+pub const EVENT_REASON_BYTES_MAX: usize = 256;
+/// Guests that a node tells of when it starts: more would only push each other out of the events.
+pub const ADOPTED_MAX: usize = EVENTS_MAX / 2;
+
 /// Direct addresses of a node: its interfaces, in both families.
 pub const ADDRESSES_MAX: usize = 16;
 /// Length of a relay's URL.
@@ -106,7 +113,7 @@ fn text(what: &str, value: &str, bytes_max: usize) -> Checked {
     Ok(())
 }
 
-fn at_most(what: &str, count: usize, max: usize) -> Checked {
+pub(crate) fn at_most(what: &str, count: usize, max: usize) -> Checked {
     if count <= max { Ok(()) } else { invalid(format!("{count} {what} are too many; at most {max} are allowed")) }
 }
 

@@ -35,6 +35,16 @@ impl Verdict {
     pub fn fits(&self) -> bool {
         !matches!(self, Self::Refused(_))
     }
+
+    /// The node's place among those that could carry the vm, counted from 1; 0 where the vm is, nothing where it cannot be.
+    pub fn rank(&self) -> Option<u32> {
+        match self {
+            Self::Placed => Some(0),
+            Self::Chosen(_) => Some(1),
+            Self::Fits { rank, .. } => Some(*rank),
+            Self::Refused(_) => None,
+        }
+    }
 }
 
 impl fmt::Display for Verdict {

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::{decode, encode};
 use crate::{
-    Audit, Client, ClusterId, DecodeError, EndpointId, Image, ImageId, ImageName, Node, NodeId, Outcome, RequestId,
-    Resources, Settings, Token, TokenId, Vm, VmId, VmName,
+    Audit, Client, ClusterId, DecodeError, EndpointId, History, Image, ImageId, ImageName, Node, NodeId, Outcome,
+    RequestId, Resources, Settings, Token, TokenId, Vm, VmId, VmName,
 };
 
 /// Everything the cluster has agreed on.
@@ -33,6 +33,8 @@ pub struct State {
     pub answered: VecDeque<(RequestId, Outcome)>,
     /// What was asked for lately, and by whom.
     pub audit: Audit,
+    /// What happened. The last field: [`State::digest`] leaves it out.
+    pub history: History,
 }
 
 impl State {
@@ -52,9 +54,12 @@ impl State {
         decode(Self::FORMAT, bytes)
     }
 
-    /// The BLAKE3 hash of the encoded state: equal on two replicas exactly when their states are.
+    /// The BLAKE3 hash of the encoded state without its history: equal on two replicas exactly when all else is. What is and
+    /// not how it came about, so that a restart or an election, which are history, do not change it.
     pub fn digest(&self) -> [u8; 32] {
-        *blake3::hash(&self.encode()).as_bytes()
+        let encoded = self.encode();
+        let history = postcard::to_stdvec(&self.history).expect("plain data always encodes into memory");
+        *blake3::hash(&encoded[..encoded.len() - history.len()]).as_bytes()
     }
 
     /// The vm of a name.

@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use blixard_core::{
-    Actor, Change, Client, ClientRole, ClusterId, Command, NodeId, Observed, Phase, RequestId, RestartPolicy,
+    Actor, Change, Client, ClientRole, ClusterId, Command, NodeId, Note, Observed, Phase, RequestId, RestartPolicy,
     SecretHash, Seed, Settings, State, Strategy, Token, TokenId, UnixMs, VmId, VmSpec,
 };
 use plausible::{USER, endpoint, image, manifest, node, prelude, spec, vm_id};
@@ -101,6 +101,7 @@ fn changes() -> Vec<(&'static str, Change)> {
         Change::PlaceVm { id, node: member, epoch: 3 },
         Change::ReportVm { id, node: member, observed },
         Change::ForgetVm { id, node: member, epoch: 3 },
+        Change::Note(Note::Started { adopted: vec![id] }),
     ];
     all.into_iter().map(|change| (file_of(&change), change)).collect()
 }
@@ -129,6 +130,7 @@ fn file_of(change: &Change) -> &'static str {
         Change::PlaceVm { .. } => "place_vm",
         Change::ReportVm { .. } => "report_vm",
         Change::ForgetVm { .. } => "forget_vm",
+        Change::Note(_) => "note",
     }
 }
 
@@ -180,6 +182,9 @@ fn full_state() -> State {
     apply(first, Change::ReportVm { id: vm_id(1), node: NodeId(1), observed });
     apply(user, Change::RemoveNode { node: NodeId(3), force: false });
     apply(user, Change::StartVm(VmId([250; 16])));
+    apply(first, Change::Note(Note::Leads { term: 4 }));
+    apply(first, Change::Note(Note::Voters([NodeId(1), NodeId(2)].into())));
+    apply(first, Change::Note(Note::Lost(NodeId(2))));
     state
 }
 
@@ -192,6 +197,7 @@ fn the_whole_state_keeps_its_encoding() {
     assert!(state.answered.iter().any(|(_, outcome)| outcome.is_err()));
     assert!(state.vms[&vm_id(1)].observed.is_some());
     assert!(state.audit.entries.iter().any(|entry| entry.rejection.is_some()) && state.audit.entries.len() > 5);
+    assert!(state.history.events.len() > 10 && state.history.leader.is_some() && !state.history.lost.is_empty());
     check("state", &state.encode());
     assert_eq!(State::decode(&state.encode()), Ok(state));
 }

@@ -12,7 +12,7 @@ impl Vm {
     }
 
     /// Whether the present run is over and nothing but a user will begin another.
-    fn is_run_over(&self) -> bool {
+    pub(super) fn is_run_over(&self) -> bool {
         self.observed.as_ref().is_some_and(|observed| {
             let over = matches!(observed.phase, Phase::Stopped { .. } | Phase::Failed { retrying: false, .. });
             over && observed.run == self.desired.run

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use blixard_core::{
     Actor, BlobHash, Capacity, Change, Client, ClientRole, ClusterId, Command, DiskFormat, DiskPart, EndpointId, Image,
-    ImageId, Manifest, Node, NodeId, Observed, Part, Phase, Power, Protocol, PublishedPort, RequestId, Resources,
+    ImageId, Manifest, Node, NodeId, Note, Observed, Part, Phase, Power, Protocol, PublishedPort, RequestId, Resources,
     RestartPolicy, SecretHash, Seed, Settings, State, Strategy as Placing, Token, TokenId, UnixMs, VmId, VmSpec,
 };
 use proptest::collection::{btree_map, btree_set, vec};
@@ -208,6 +208,14 @@ fn ground(change: &mut Change, by: &mut Actor, state: &State) {
             member(node);
             *by = Actor::Node(*node);
         }
+        Change::Note(note) => {
+            let mut first = NodeId(1);
+            member(&mut first);
+            *by = Actor::Node(first);
+            if let Note::Lost(node) | Note::Back(node) = note {
+                member(node);
+            }
+        }
         _ => {}
     }
 }
@@ -384,6 +392,16 @@ fn settings() -> impl Strategy<Value = Settings> {
     (0_u8..9, 0_u8..18).prop_map(|(voters, copies)| Settings { voters, copies })
 }
 
+fn note() -> impl Strategy<Value = Note> {
+    prop_oneof![
+        (0_u64..9).prop_map(|term| Note::Leads { term }),
+        btree_set(node_id(), 0..4).prop_map(Note::Voters),
+        node_id().prop_map(Note::Lost),
+        node_id().prop_map(Note::Back),
+        vec(any_vm(), 0..3).prop_map(|adopted| Note::Started { adopted }),
+    ]
+}
+
 pub(crate) fn change() -> impl Strategy<Value = Change> {
     let shown = option::weighted(0.9, (1_u8..4, secret()));
     let shown = shown.prop_map(|shown| shown.map(|(id, secret)| (TokenId([id; 8]), SecretHash([secret; 32]))));
@@ -414,6 +432,7 @@ pub(crate) fn change() -> impl Strategy<Value = Change> {
         8 => (any_vm(), node_id(), observed())
             .prop_map(|(id, node, observed)| Change::ReportVm { id, node, observed }),
         4 => (any_vm(), node_id(), 0_u64..4).prop_map(|(id, node, epoch)| Change::ForgetVm { id, node, epoch }),
+        3 => note().prop_map(Change::Note),
     ]
 }
 

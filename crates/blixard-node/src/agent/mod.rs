@@ -20,14 +20,14 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use blixard_core::{EndpointId, ImageId, LocalImage, LocalVmState, NodeId, UnixMs, VmId};
+use blixard_core::{Actor, Change, Command, EndpointId, ImageId, LocalImage, LocalVmState, NodeId, Note, UnixMs, VmId};
 use blixard_hypervisor::{ConsoleError, Driver, LogChunk, LogError, LogPosition, LogSpan, ObservedVm};
 use tokio::sync::Notify;
 
 use crate::clock;
 use crate::images::Images;
 use crate::metrics::{AGENT_LOOP, Metrics};
-use crate::raft::Raft;
+use crate::raft::{ConsensusError, Raft};
 use crate::transfers::{TransferStatus, Transfers};
 
 /// How often the agent looks though nothing tells it to. It bounds how long a change that went unnoticed stays so.
@@ -154,14 +154,31 @@ impl Agent {
         self.look_after_health().await;
         let local = self.observe().await?;
         if !std::mem::replace(&mut self.desk().adopted_seen, true) {
-            let running = local.vms.values().filter(|vm| matches!(vm.state, LocalVmState::Running { .. }));
-            self.inner.metrics.adopted.inc_by(running.count() as u64);
+            let running = local.vms.iter().filter(|(_, vm)| matches!(vm.state, LocalVmState::Running { .. }));
+            let adopted: Vec<VmId> = running.map(|(id, _)| *id).collect();
+            self.inner.metrics.adopted.inc_by(adopted.len() as u64);
+            tokio::spawn(self.clone().tell_start(adopted));
         }
         let held = local.images.values().filter(|image| matches!(image, LocalImage::Complete)).count();
         self.inner.metrics.images_held.set(i64::try_from(held).unwrap_or(i64::MAX));
         let plan = self.inner.raft.read(|state| blixard_core::reconcile(self.inner.me, state, &local, clock::now()));
         self.execute(plan.actions).await;
         Ok(plan.look_again_at)
+    }
+
+    /// Tells the cluster that this process has started, and which guests it found.
+    async fn tell_start(self, mut adopted: Vec<VmId>) {
+        adopted.truncate(blixard_core::limits::ADOPTED_MAX);
+        let (by, change) = (Actor::Node(self.inner.me), Change::Note(Note::Started { adopted }));
+        // Without an id, which would be kept among the answers: the same time in all tries tells them as one.
+        let command = Command { request: None, at: clock::now(), by, change };
+        loop {
+            match self.inner.raft.propose(&command).await {
+                Ok(_) | Err(ConsensusError::Stopped { .. }) => return,
+                // The proposal has waited for a leader long enough by itself.
+                Err(error) => tracing::debug!(%error, "that this node started is told again"),
+            }
+        }
     }
 
     /// Notes for `/readyz` and `/metrics` how the rooms below do.

@@ -2,13 +2,11 @@
 
 mod access;
 
-use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use axum::body::Body;
-use blixard_core::{ClusterId, EndpointId, ImageName, NodeId, RequestId, Settings, VmName};
+use blixard_core::{EndpointId, ImageName, NodeId, RequestId, Settings, VmName};
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, TryStreamExt};
@@ -20,13 +18,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite};
 
-use super::bootstrap;
 use super::fault::{Fault, FaultKind};
-use super::views::{AddImage, BlobView, ClusterView, CreateVm, ExplainView, ImageView, RemoveNode, StopVm, VmView};
-use super::{CONSOLE_UPGRADE, REQUEST_HEADER};
-use crate::transport::{
-    self, Connection, PeerAddress, Protocol, Registry, SecretKey, Ticket, Transport, TransportConfig, http as wire,
+use super::views::{
+    AddImage, BlobView, ClusterView, CreateVm, EventFilter, EventView, ExplainView, ImageView, RemoveNode, StopVm,
+    VmView,
 };
+use super::{CONSOLE_UPGRADE, REQUEST_HEADER};
+use crate::transport::{self, Connection, PeerAddress, Protocol, SecretKey, Transport, TransportConfig, http as wire};
 
 /// Tries of a request whose connection failed: the node may be restarting, or another of the ticket's nodes may answer.
 const TRIES_MAX: u32 = 3;
@@ -36,70 +34,6 @@ const RETRY_WAIT: Duration = Duration::from_millis(300);
 const ANSWER_BYTES_MAX: usize = 256 << 20;
 /// How long a request that only asks may take. The node itself gives up on a missing leader sooner.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Which node to talk to, in any of the forms that `--addr` takes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Target {
-    /// The address and UDP port of a node: its key is asked for over HTTP.
-    HostPort(String),
-    /// A registry file.
-    Registry(PathBuf),
-    /// A ticket.
-    Ticket(Box<Ticket>),
-    /// A node's key. Where it is reached is looked up among `known` places.
-    Endpoint(EndpointId),
-}
-
-impl FromStr for Target {
-    type Err = anyhow::Error;
-    fn from_str(text: &str) -> anyhow::Result<Self> {
-        if text.starts_with("blixard") && !text.contains(['/', '.', ':']) {
-            return Ok(Self::Ticket(Box::new(text.parse()?)));
-        }
-        if let Ok(endpoint) = text.parse() {
-            return Ok(Self::Endpoint(endpoint));
-        }
-        if text.contains('/') || text.ends_with(".json") {
-            return Ok(Self::Registry(text.into()));
-        }
-        if bootstrap::split_host_port(text).is_some() {
-            return Ok(Self::HostPort(text.to_owned()));
-        }
-        Err(anyhow!(
-            "{text:?} is not an address of a node: give HOST:PORT, a registry file, a ticket or an endpoint id"
-        ))
-    }
-}
-
-impl Target {
-    /// Where the nodes are that may answer, best first, and the cluster they must belong to where that is known.
-    ///
-    /// # Errors
-    /// When the place that knows cannot be asked.
-    pub async fn resolve(&self, known: &[PeerAddress]) -> anyhow::Result<(Vec<PeerAddress>, Option<ClusterId>)> {
-        match self {
-            Self::HostPort(peer) => {
-                let facts = bootstrap::fetch(peer).await?;
-                Ok((vec![facts.address()], Some(facts.cluster_id)))
-            }
-            Self::Registry(path) => {
-                let registry = Registry::read(path)?;
-                Ok((vec![registry.address()], Some(registry.cluster_id)))
-            }
-            Self::Ticket(ticket) => Ok((ticket.peers.clone(), Some(ticket.cluster))),
-            Self::Endpoint(endpoint) => {
-                let peer = known.iter().find(|peer| peer.endpoint == *endpoint);
-                let peer = peer.with_context(|| {
-                    format!(
-                        "the addresses of {} are not known on this host: give HOST:PORT, a registry file or a ticket",
-                        endpoint.short()
-                    )
-                })?;
-                Ok((vec![peer.clone()], None))
-            }
-        }
-    }
-}
 
 /// A client of the control API, connected to one node.
 #[derive(Debug, Clone)]
@@ -126,6 +60,13 @@ pub enum ClientError {
     /// The answer is not one that this version of Blixard can read.
     #[error("the node's answer cannot be read")]
     Unreadable(#[source] anyhow::Error),
+}
+
+/// The filter as the rest of a query.
+fn filter_query(filter: &EventFilter) -> String {
+    let vm = filter.vm.as_ref().map_or_else(String::new, |vm| format!("&vm={vm}"));
+    let node = filter.node.map_or_else(String::new, |node| format!("&node={node}"));
+    vm + &node
 }
 
 fn unreachable(error: impl Into<anyhow::Error>) -> ClientError {
@@ -159,6 +100,23 @@ impl Client {
             transport.learn(peer);
         }
         Ok(Self { transport, peers })
+    }
+
+    /// This client, which can turn to the other members of the cluster as well when a node does not answer.
+    ///
+    /// # Errors
+    /// When no node answers.
+    pub async fn with_members(&self) -> Result<Self, ClientError> {
+        let mut peers = self.peers.clone();
+        for node in self.cluster(true).await?.nodes {
+            let (endpoint, addresses, relay_url) = (node.endpoint_id, node.addresses, node.relay_url);
+            if !peers.iter().any(|peer| peer.endpoint == endpoint) {
+                let peer = PeerAddress { endpoint, addresses, relay_url };
+                self.transport.learn(&peer);
+                peers.push(peer);
+            }
+        }
+        Ok(Self { peers, ..self.clone() })
     }
 
     /// Closes the connection, so that the node need not wait for it to time out.
@@ -425,6 +383,27 @@ impl Client {
     ) -> Result<impl Stream<Item = anyhow::Result<VmView>> + use<>, ClientError> {
         let bytes = self.stream(&format!("/v1/vms/{name}/watch")).await?;
         Ok(lines_of(bytes, "the vm"))
+    }
+
+    /// What happened last, oldest first.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn events(&self, filter: &EventFilter, last: usize) -> Result<Vec<EventView>, ClientError> {
+        self.get(&format!("/v1/events?last={last}{}", filter_query(filter))).await
+    }
+
+    /// What happened after the event of a number, and what happens from now on.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn watch_events(
+        &self,
+        filter: &EventFilter,
+        after: u64,
+    ) -> Result<impl Stream<Item = anyhow::Result<EventView>> + use<>, ClientError> {
+        let bytes = self.stream(&format!("/v1/events/watch?after={after}{}", filter_query(filter))).await?;
+        Ok(lines_of(bytes, "events"))
     }
 
     /// The vm's console log: the last `tail_bytes` of it, and with `follow` what comes after, until the stream is dropped.

@@ -10,11 +10,13 @@ mod fault;
 pub(crate) mod join;
 mod relay;
 pub(crate) mod server;
+mod target;
 mod views;
 
-pub use client::{Client, ClientError, Target};
+pub use client::{Client, ClientError};
 pub use fault::{Fault, FaultKind};
 pub use server::routes::{Rule, rules};
+pub use target::Target;
 pub use views::*;
 
 /// Names a request, so that it has one effect however often it is sent.

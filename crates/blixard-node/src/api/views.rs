@@ -421,8 +421,42 @@ pub struct VerdictView {
     pub node: NodeId,
     /// Whether the vm could be there.
     pub fits: bool,
+    /// Its place among the nodes that could carry the vm, counted from 1; 0 for where it is.
+    pub rank: Option<u32>,
+    /// What sort of refusal it is, in words that are the same for every node that refuses for this.
+    pub sort: Option<String>,
     /// Why, or why not.
     pub text: String,
+}
+
+/// Something that happened in the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventView {
+    /// Rises by one with each event of the cluster, whichever node is asked.
+    pub number: u64,
+    /// When.
+    pub at: UnixMs,
+    /// What happened, in two words: `vm started`, `node lost`.
+    pub kind: String,
+    /// The vm that it is about, as it was called then.
+    pub vm: Option<VmName>,
+    /// The image that it is about.
+    pub image: Option<ImageName>,
+    /// The node that it is about, or happened on.
+    pub node: Option<NodeId>,
+    /// Who caused it: the name of a client, or `node 2`, which decided or noticed it.
+    pub by: String,
+    /// All of it in a sentence.
+    pub text: String,
+}
+
+/// Which events are asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EventFilter {
+    /// Only those about this vm.
+    pub vm: Option<VmName>,
+    /// Only those about this node.
+    pub node: Option<NodeId>,
 }
 
 /// Asks for a node to be removed.

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use blixard_core::{Actor, COPY_LOST_AFTER_MS, Change, Command, HEALTHY_WITHIN_MS, MembershipStep, NodeId, RaftView};
+use blixard_core::{
+    Actor, COPY_LOST_AFTER_MS, Change, Command, HEALTHY_WITHIN_MS, MembershipStep, NodeId, Note, RaftView,
+};
 
 use crate::clock;
 use crate::metrics::{LEADER_LOOP, Metrics};
@@ -82,7 +84,7 @@ pub(crate) async fn run(raft: Raft, metrics: Arc<Metrics>) {
 }
 
 async fn lead(raft: &Raft, view: &GroupView, office_ms: u64) -> anyhow::Result<()> {
-    let (step, placements, copies) = raft.read(|state| {
+    let (step, placements, copies, mut notes) = raft.read(|state| {
         let members: BTreeSet<NodeId> = state.nodes.keys().copied().collect();
         let others = view.voters.union(&view.learners).copied().filter(|node| *node != view.node);
         let caught_up = view.matched.iter().filter(|(_, index)| **index + CAUGHT_UP_ENTRIES >= view.last_log);
@@ -95,7 +97,8 @@ async fn lead(raft: &Raft, view: &GroupView, office_ms: u64) -> anyhow::Result<(
         };
         let placements = open_to_vms(view, &members, office_ms).map(|open| state.schedule(&open)).unwrap_or_default();
         let present = view.heard_from(&members, office_ms, COPY_LOST_AFTER_MS);
-        (state.plan_membership(&raft_view), placements, state.plan_copies(&present))
+        let notes = state.plan_notes(&raft_view, view.term);
+        (state.plan_membership(&raft_view), placements, state.plan_copies(&present), notes)
     });
     let propose = async |change: Change| {
         let command = Command { request: None, at: clock::now(), by: Actor::Node(view.node), change };
@@ -111,6 +114,13 @@ async fn lead(raft: &Raft, view: &GroupView, office_ms: u64) -> anyhow::Result<(
     }
     for (image, node) in copies {
         propose(Change::WantCopy { image, node }).await?;
+    }
+    if raft.is_joint() {
+        // Between the old voters and the new ones; the next look finds who votes in the end.
+        notes.retain(|note| !matches!(note, Note::Voters(_)));
+    }
+    for note in notes {
+        propose(Change::Note(note)).await?;
     }
     if let Some(step) = step {
         change_membership(raft, view, step).await?;

@@ -1,13 +1,14 @@
 //! `blixard cluster`: nodes, settings, join tokens and clients.
 
 use blixard_core::{EndpointId, NodeId, TokenId};
-use blixard_node::api::{Client, ClusterView, CreateToken, NodeState, NodeView, TokenView};
+use blixard_node::api::{Client, CreateToken, TokenView};
 use clap::{Args, Subcommand};
 
 use super::audit;
 use super::client;
 use super::connect::NodeAddress;
 use super::output::{self, Output, Table};
+use super::status;
 use super::values::{self, Ttl, Uses};
 
 /// What to do with the cluster.
@@ -18,11 +19,15 @@ pub(super) enum Verb {
   blixard cluster status
   blixard cluster status --addr ./data1/node-1-registry.json
   blixard cluster status --stale        ask though there is no leader
+  blixard cluster status --all          every node of a large cluster
   blixard cluster status -o name        the numbers of the nodes")]
     Status {
         /// Show what the asked node last knew, without asking the leader whether that is current.
         #[arg(long)]
         stale: bool,
+        /// Show every node. Without this, a large cluster shows those in trouble, the voters and some of the others.
+        #[arg(long)]
+        all: bool,
         #[command(flatten)]
         output: Output,
     },
@@ -146,9 +151,9 @@ pub(super) enum TokenVerb {
 /// Does what was asked for.
 pub(super) async fn run(node: NodeAddress, verb: Verb) -> anyhow::Result<()> {
     node.ask(async |client| match verb {
-        Verb::Status { stale, output } => {
+        Verb::Status { stale, all, output } => {
             let view = client.cluster(stale).await?;
-            output.show(&view, status_text, |view| view.nodes.iter().map(|node| node.id).collect())
+            output.show(&view, |view| status::text(view, all), |view| view.nodes.iter().map(|node| node.id).collect())
         }
         Verb::Set(set) => change_settings(client, set).await,
         Verb::Leave { force, output } => {
@@ -177,7 +182,7 @@ async fn change_settings(client: &Client, set: Set) -> anyhow::Result<()> {
     let view = client.change_settings(&settings).await?;
     set.output.show(
         &view,
-        |view| format!("the cluster now has {}\n", settings_text(view)),
+        |view| format!("the cluster now has {}\n", status::settings(view)),
         |view| vec![view.cluster_id],
     )
 }
@@ -214,77 +219,6 @@ async fn run_token(client: &Client, verb: TokenVerb) -> anyhow::Result<()> {
             output.show(&serde_json::json!({ "revoked": id }), |_| format!("token {id} is revoked\n"), |_| vec![id])
         }
     }
-}
-
-fn settings_text(view: &ClusterView) -> String {
-    let plural = |count: u8, one: &str, many: &str| format!("{count} {}", if count == 1 { one } else { many });
-    let voters = plural(view.settings.voters, "voter", "voters");
-    format!("{voters} and {} of each image", plural(view.settings.copies, "copy", "copies"))
-}
-
-fn status_text(view: &ClusterView) -> String {
-    let mut facts = Table::of_pairs();
-    facts.row([&"cluster", &view.cluster_id]);
-    let leader = view.leader.map_or_else(|| "none".to_owned(), |leader| format!("node {leader}"));
-    facts.row([&"leader", &format!("{leader}, term {}", view.term)]);
-    facts.row([&"quorum", &view.margin]);
-    facts.row([&"settings", &settings_text(view)]);
-    facts.row([&"holds", &format!("{} vms, {} images", view.vms, view.images)]);
-    facts.row([
-        &"state",
-        &format!("{} at index {}, seen by node {}", view.state_digest.short(), view.applied, view.seen_by),
-    ]);
-    let mut nodes = Table::new(&[
-        "NODE", "ADDRESS", "ROLE", "STATE", "CONTACT", "VCPUS", "MEMORY", "DISK", "VMS", "LABELS", "VERSION",
-    ]);
-    for node in &view.nodes {
-        nodes.row([
-            &node.id,
-            &address_text(node),
-            &node.role.map_or("none", |role| match role {
-                blixard_node::Role::Leader => "leader",
-                blixard_node::Role::Voter => "voter",
-                blixard_node::Role::Learner => "learner",
-            }),
-            &match node.state {
-                NodeState::Ready => "ready",
-                NodeState::Joining => "joining",
-                NodeState::Unreachable => "unreachable",
-                NodeState::Unknown => "unknown",
-            },
-            &contact_text(node.last_contact_ms),
-            &format!("{}/{}", node.used.vcpus, node.capacity.vcpus),
-            &share(node.used.memory_mib, node.capacity.memory_mib),
-            &share(node.used.disk_mib, node.capacity.disk_mib),
-            &node.vms,
-            &output::list(node.labels.iter().map(|(key, value)| format!("{key}={value}"))),
-            &node.version,
-        ]);
-    }
-    format!("{}\n{}", facts.render(), nodes.render())
-}
-
-fn address_text(node: &NodeView) -> String {
-    match (node.addresses.as_slice(), &node.relay_url) {
-        ([], Some(relay)) => relay.clone(),
-        ([], None) => String::new(),
-        ([first], _) => first.to_string(),
-        ([first, others @ ..], _) => format!("{first} +{}", others.len()),
-    }
-}
-
-/// When a node last answered. Below a second it is the heartbeat's rhythm that would show, not the node's health.
-fn contact_text(ms: Option<u64>) -> String {
-    match ms {
-        None => String::new(),
-        Some(0..1000) => "now".to_owned(),
-        Some(ms) => format!("{} ago", output::span(ms)),
-    }
-}
-
-/// Used of capacity.
-fn share(used_mib: u64, capacity_mib: u64) -> String {
-    format!("{}/{}", output::mebibytes(used_mib), output::mebibytes(capacity_mib))
 }
 
 fn tokens_text(tokens: &[TokenView]) -> String {

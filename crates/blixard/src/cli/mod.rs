@@ -10,6 +10,7 @@ mod cluster;
 mod config;
 mod connect;
 mod context;
+mod events;
 mod files;
 mod image;
 mod log;
@@ -17,6 +18,7 @@ mod node;
 mod output;
 mod progress;
 mod shell;
+mod status;
 mod values;
 mod vm;
 
@@ -68,6 +70,13 @@ enum Verb {
     /// Create, run and watch virtual machines.
     #[command(subcommand)]
     Vm(vm::Verb),
+    /// Show what happened in the cluster: to vms, images and nodes, and who caused it.
+    #[command(after_help = "Examples:
+  blixard events                        the last 50
+  blixard events -f                     and whatever happens from now on
+  blixard events --vm web -n 1000       the life of a vm, as far as it is kept
+  blixard events -f --node 3 -o json    one JSON object a line")]
+    Events(events::Events),
     /// Print a script that completes command lines of this program in a shell.
     #[command(after_help = "Examples:
   blixard completions bash > ~/.local/share/bash-completion/completions/blixard
@@ -92,7 +101,7 @@ impl Verb {
             Self::Context(verb) => !matches!(verb, context::Verb::Show { .. }),
             Self::Node(_) | Self::Config(_) | Self::Client(_) => true,
             Self::Completions(_) | Self::Man(_) | Self::Guard { .. } => true,
-            Self::Cluster(_) | Self::Image(_) | Self::Vm(_) => false,
+            Self::Cluster(_) | Self::Image(_) | Self::Vm(_) | Self::Events(_) => false,
         }
     }
 }
@@ -145,6 +154,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Cluster(verb) => ask(cluster::run(node, verb)),
         Verb::Image(verb) => ask(image::run(node, verb)),
         Verb::Vm(verb) => ask(vm::run(node, verb)),
+        Verb::Events(events) => ask(events::run(node, events)),
     };
     done.map(|()| Exit::Success.into())
 }

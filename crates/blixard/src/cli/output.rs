@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 use std::io::{self, ErrorKind, Write};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anstream::{AutoStream, ColorChoice};
@@ -26,6 +26,10 @@ const BOLD: Style = Style::new().bold();
 
 /// Whether tables are coloured. Nothing is until a result is to be shown on a terminal.
 static IS_COLOURED: AtomicBool = AtomicBool::new(false);
+/// Characters in a line of the terminal that a result is shown on; 0 where it is shown on none.
+static WIDTH: AtomicUsize = AtomicUsize::new(0);
+/// The last column is not cut to less than this.
+const LAST_WIDTH_MIN: usize = 12;
 
 /// How a command's result is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -60,6 +64,8 @@ impl Output {
             OutputFormat::Table => {
                 let is_coloured = AutoStream::choice(&io::stdout()) != ColorChoice::Never;
                 IS_COLOURED.store(is_coloured, Ordering::Relaxed);
+                let size = rustix::termios::tcgetwinsize(io::stdout());
+                WIDTH.store(size.map_or(0, |size| usize::from(size.ws_col)), Ordering::Relaxed);
                 table(result)
             }
             OutputFormat::Json => serde_json::to_string_pretty(result).context("encode the answer as JSON")? + "\n",
@@ -166,17 +172,23 @@ pub(super) fn clean(text: &str) -> String {
 pub(super) struct Table {
     rows: Vec<Vec<String>>,
     has_head: bool,
+    dropped_first: &'static [&'static str],
 }
 
 impl Table {
     /// A table with a head.
     pub(super) fn new(head: &[&str]) -> Self {
-        Self { rows: vec![head.iter().map(ToString::to_string).collect()], has_head: true }
+        Self { rows: vec![head.iter().map(ToString::to_string).collect()], has_head: true, dropped_first: &[] }
     }
 
     /// A table of names and values.
     pub(super) fn of_pairs() -> Self {
-        Self { rows: Vec::new(), has_head: false }
+        Self { rows: Vec::new(), has_head: false, dropped_first: &[] }
+    }
+
+    /// Names columns that are left out, the first of them first, when the terminal is too narrow for all.
+    pub(super) fn may_drop(&mut self, columns: &'static [&'static str]) {
+        self.dropped_first = columns;
     }
 
     /// Adds a row. Its cells may come from anywhere: they are cleaned. An empty cell shows as `-`.
@@ -190,14 +202,49 @@ impl Table {
 
     /// The lines of the table.
     pub(super) fn render(&self) -> String {
-        self.render_with(IS_COLOURED.load(Ordering::Relaxed))
+        let width_max = match WIDTH.load(Ordering::Relaxed) {
+            0 => usize::MAX,
+            width => width,
+        };
+        self.fitted(width_max).render_with(IS_COLOURED.load(Ordering::Relaxed))
     }
 
-    fn render_with(&self, is_coloured: bool) -> String {
+    fn widths(&self) -> Vec<usize> {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let width =
             |column: usize| self.rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
-        let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+        (0..columns).map(|column| width(column).unwrap_or(0)).collect()
+    }
+
+    /// The table without the columns, and without the ends of the last one, that a line of this width has no room for.
+    fn fitted(&self, width_max: usize) -> Self {
+        let (mut rows, has_head, dropped_first) = (self.rows.clone(), self.has_head, self.dropped_first);
+        let total = |rows: &Vec<Vec<String>>| {
+            let widths = Self { rows: rows.clone(), has_head, dropped_first }.widths();
+            widths.iter().sum::<usize>() + GAP.len() * widths.len().saturating_sub(1)
+        };
+        for name in self.dropped_first {
+            let column = rows.first().and_then(|head| head.iter().position(|cell| cell == name));
+            if let Some(column) = column.filter(|_| total(&rows) > width_max) {
+                rows.iter_mut().for_each(|row| drop(row.remove(column)));
+            }
+        }
+        let over = total(&rows).saturating_sub(width_max);
+        let widths = Self { rows: rows.clone(), has_head, dropped_first }.widths();
+        if let Some(last) = widths.last().filter(|_| over > 0) {
+            // Cut to less, it would say nothing: then the terminal wraps the line.
+            let room = last.saturating_sub(over).max(LAST_WIDTH_MIN);
+            for cell in rows.iter_mut().filter(|row| row.len() == widths.len()).filter_map(|row| row.last_mut()) {
+                if cell.chars().count() > room {
+                    *cell = cell.chars().take(room - 1).chain(['…']).collect();
+                }
+            }
+        }
+        Self { rows, has_head, dropped_first }
+    }
+
+    fn render_with(&self, is_coloured: bool) -> String {
+        let widths = self.widths();
         let style = |row: usize, column: usize, cell: &str| match row {
             0 if self.has_head => Some(BOLD),
             _ if self.has_head && self.rows[0].get(column).is_some_and(|head| head == STATE_COLUMN) => {
@@ -293,6 +340,19 @@ mod tests {
         table.row([&"größer", &""]);
         assert_eq!(table.render(), "NAME    STATE\na       running\ngrößer  -\n");
         assert_eq!(Table::of_pairs().render(), "");
+    }
+
+    #[test]
+    fn a_narrow_terminal_gets_what_matters() {
+        let mut table = Table::new(&["NODE", "ADDRESS", "STATE", "WHY"]);
+        table.may_drop(&["ADDRESS"]);
+        table.row([&"1", &"10.0.0.1:7001", &"ready", &"it is all as it should be"]);
+        let fitted = |width| table.fitted(width).render_with(false);
+        assert_eq!(fitted(usize::MAX), table.render(), "on no terminal nothing is left out");
+        assert_eq!(fitted(53), table.render(), "it fits to the character");
+        assert_eq!(fitted(52), "NODE  STATE  WHY\n1     ready  it is all as it should be\n");
+        assert_eq!(fitted(30), "NODE  STATE  WHY\n1     ready  it is all as it …\n");
+        assert_eq!(fitted(5), "NODE  STATE  WHY\n1     ready  it is all a…\n", "less would say nothing");
     }
 
     #[test]

@@ -2,13 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
 
 use serde_json::Value;
 
 use crate::cluster::{Cluster, Plan};
 use crate::metrics::{self, Family};
-use crate::program::{as_text, eventually, free_address};
+use crate::program::{PATIENCE, as_text, eventually, free_address};
 use crate::web;
 
 /// A cluster that has done a little of everything: an image came in and was copied, a vm runs, a vm cannot be placed.
@@ -119,6 +121,110 @@ fn metrics_tell_what_happened() {
     let create = [("route", "/v1/vms"), ("method", "POST"), ("status", "200")];
     assert_eq!(value(2, "blixard_api_requests", &create), 2.0);
     assert_eq!(value(2, "blixard_api_request_duration_seconds", &[("route", "/v1/vms")]), 2.0);
+}
+
+/// The events that a node tells.
+fn story(cluster: &Cluster, id: usize, arguments: &[&str]) -> Option<Vec<Value>> {
+    Some(cluster.ask(id, &[&["events", "-n", "1000"], arguments].concat())?.as_array().unwrap().clone())
+}
+
+fn said(events: &[Value]) -> Vec<&str> {
+    events.iter().map(|event| event["text"].as_str().unwrap()).collect()
+}
+
+/// `blixard events -f`, and the lines it has printed.
+struct Follower {
+    child: Child,
+    lines: mpsc::Receiver<String>,
+    seen: Vec<Value>,
+}
+
+impl Follower {
+    fn start(cluster: &Cluster, id: usize) -> Self {
+        let notes = File::create(cluster.bench.path("follower.err")).unwrap();
+        let arguments = ["events", "-f", "-n", "1000", "-o", "json", "--addr", &cluster.registry(id)];
+        let mut child = cluster.bench.command(&arguments).stdout(Stdio::piped()).stderr(notes).spawn().unwrap();
+        let (send, lines) = mpsc::channel();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        std::thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| send.send(line)));
+        Self { child, lines, seen: vec![] }
+    }
+
+    /// Reads on until something was told.
+    #[track_caller]
+    fn hears(&mut self, text: &str) {
+        while !said(&self.seen).contains(&text) {
+            let line = self.lines.recv_timeout(PATIENCE);
+            let line = line.unwrap_or_else(|_| panic!("never heard {text:?}: {:#?}", said(&self.seen)));
+            self.seen.push(serde_json::from_str(&line).unwrap());
+        }
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn events_tell_the_same_everywhere_and_outlive_every_node() {
+    let mut cluster = busy_cluster();
+    let leader = eventually("a leader", || cluster.leader_seen_by(1));
+    let placed = cluster.vm(1, "web").unwrap()["node"].as_u64().unwrap();
+    let mut all = vec![];
+    eventually("one story on all nodes", || {
+        all = (1..=3).map(|id| story(&cluster, id, &[])).collect::<Option<Vec<_>>>()?;
+        all.iter().all(|story| *story == all[0]).then_some(())
+    });
+    let told = said(&all[0]);
+    assert_eq!(told[0], "node 1 founded the cluster");
+    for text in [
+        "node 2 was let in",
+        "node 3 was let in",
+        "node 2 started and has caught up",
+        "nodes 1, 2, 3 vote",
+        "image base was added on node 2",
+        "vm web was created",
+        &format!("vm web was given to node {placed}"),
+        &format!("vm web runs on node {placed}"),
+        "vm vast was created",
+    ] {
+        assert!(told.contains(&text), "{text:?} is not among {told:#?}");
+    }
+    let created = all[0].iter().find(|event| event["text"] == "vm web was created").unwrap();
+    let user = nix::unistd::User::from_uid(nix::unistd::getuid()).unwrap().unwrap().name;
+    assert_eq!((&created["by"], &created["kind"]), (&user.into(), &"vm created".into()));
+    let of_web = story(&cluster, 3, &["--vm", "web"]).unwrap();
+    assert!(of_web.len() >= 3 && of_web.iter().all(|event| event["vm"] == "web"), "{of_web:#?}");
+    assert_eq!(story(&cluster, 3, &["--node", "2", "--vm", "nobody"]).unwrap(), Vec::<Value>::new());
+
+    // The node that is listened to goes without a word.
+    let listened = 1 + leader % 3;
+    let other = 1 + listened % 3;
+    let mut follower = Follower::start(&cluster, listened);
+    follower.hears(&format!("vm web runs on node {placed}"));
+    cluster.run(other, &["vm", "stop", "web"]).ends_with(0);
+    follower.hears("vm web is to stop");
+    cluster.kill(&[listened]);
+    follower.hears(&format!("node {listened} does not answer the leader"));
+    cluster.run(other, &["vm", "delete", "vast"]).ends_with(0);
+    follower.hears("vm vast and its files are gone");
+    cluster.spawn(listened);
+    follower.hears(&format!("node {listened} answers the leader again"));
+    let numbers: Vec<u64> = follower.seen.iter().map(|event| event["number"].as_u64().unwrap()).collect();
+    assert!(numbers.iter().copied().eq(1..=numbers.len() as u64), "none is missing and none comes twice: {numbers:?}");
+    let notes = std::fs::read_to_string(cluster.bench.path("follower.err")).unwrap();
+    assert!(notes.contains("is lost") && notes.contains("going on where"), "{notes:?}");
+
+    cluster.is_whole();
+    let before = story(&cluster, other, &[]).unwrap();
+    cluster.kill(&[1, 2, 3]);
+    (1..=3).for_each(|id| cluster.spawn(id));
+    cluster.is_whole();
+    let after = eventually("the story after the restart", || story(&cluster, other, &[]));
+    assert_eq!(after[..before.len()], before, "a restart forgets nothing");
 }
 
 /// How long the dashboard's graphs look back for a rate, in the test: some scrapes.

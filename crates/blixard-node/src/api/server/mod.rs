@@ -4,6 +4,7 @@ mod ask;
 mod audit;
 mod clients;
 mod cluster;
+mod events;
 mod images;
 mod peer;
 pub(super) mod routes;

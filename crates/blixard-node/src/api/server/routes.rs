@@ -14,7 +14,7 @@ use blixard_core::ClientRole;
 use blixard_core::ClientRole::{Admin, Operator, Viewer};
 use http::Method;
 
-use super::{Server, audit, clients, cluster, images, tokens, vms};
+use super::{Server, audit, clients, cluster, events, images, tokens, vms};
 use crate::api::fault::{Fault, FaultKind};
 use crate::transport::http::Caller;
 
@@ -46,6 +46,8 @@ fn table() -> Vec<Route> {
         route(Admin, Method::PUT, "/v1/cluster/settings", cluster::change_settings),
         route(Admin, Method::POST, "/v1/cluster/leave", cluster::leave),
         route(Admin, Method::POST, "/v1/nodes/{node}/remove", cluster::remove),
+        route(Viewer, Method::GET, "/v1/events", events::list),
+        route(Viewer, Method::GET, "/v1/events/watch", events::watch),
         route(Admin, Method::GET, "/v1/tokens", tokens::list),
         route(Admin, Method::POST, "/v1/tokens", tokens::create),
         route(Admin, Method::DELETE, "/v1/tokens/{token}", tokens::revoke),

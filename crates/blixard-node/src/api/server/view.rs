@@ -1,9 +1,9 @@
 //! How things stand, put together from the replicated state, the leader's view and what a vm's node sees.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use blixard_core::{HEALTHY_WITHIN_MS, NodeId, Phase, State, Vm, VmId};
+use blixard_core::{HEALTHY_WITHIN_MS, NodeId, Phase, State, Verdict, Vm, VmId};
 
 use super::{Server, ask};
 use crate::api::views::{ConfinementView, LiveView, PrivilegesView, TransferView, VmView};
@@ -12,6 +12,9 @@ use crate::transfers::TransferState;
 
 /// How long a status waits for the leader before it says how things stand without it.
 pub(super) const STATUS_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Nodes that are named one by one when none of them can carry a vm. Of more, the sorts of refusals are counted.
+const NODES_NAMED_MAX: usize = 4;
 
 /// The group as the leader sees it or, when the leader cannot be asked, as this node does.
 pub(super) struct GroupSeen {
@@ -176,6 +179,18 @@ fn why_unplaced(state: &State, vm: &Vm, seen: &GroupSeen) -> String {
     if verdicts.iter().any(|verdict| verdict.verdict.fits()) {
         return "about to be placed".to_owned();
     }
-    let words = verdicts.iter().map(|verdict| format!("node {}: {}", verdict.node, verdict.verdict));
-    format!("no node can carry it: {}", words.collect::<Vec<_>>().join("; "))
+    if verdicts.len() <= NODES_NAMED_MAX {
+        let words = verdicts.iter().map(|verdict| format!("node {}: {}", verdict.node, verdict.verdict));
+        return format!("no node can carry it: {}", words.collect::<Vec<_>>().join("; "));
+    }
+    let mut sorts: BTreeMap<String, usize> = BTreeMap::new();
+    for verdict in &verdicts {
+        if let Verdict::Refused(reason) = &verdict.verdict {
+            *sorts.entry(reason.sort()).or_default() += 1;
+        }
+    }
+    let mut sorts: Vec<_> = sorts.into_iter().collect();
+    sorts.sort_by_key(|(sort, count)| (std::cmp::Reverse(*count), sort.clone()));
+    let words = sorts.iter().map(|(sort, count)| format!("{sort} ({count})"));
+    format!("none of {} nodes can carry it: {}", verdicts.len(), words.collect::<Vec<_>>().join("; "))
 }

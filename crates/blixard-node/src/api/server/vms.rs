@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::body::Body as RawBody;
 use axum::extract::{Request as AxumRequest, State};
 use axum::response::{IntoResponse, Response};
-use blixard_core::{Answer, Change, EndpointId, Vm, VmId, VmName, VmSpec, limits};
+use blixard_core::{Answer, Change, EndpointId, Verdict, Vm, VmId, VmName, VmSpec, limits};
 use blixard_hypervisor::{ConsoleError, LogError, LogPosition};
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
@@ -169,6 +169,11 @@ pub(super) async fn explain(
     let verdict = |verdict: blixard_core::NodeVerdict| VerdictView {
         node: verdict.node,
         fits: verdict.verdict.fits(),
+        rank: verdict.verdict.rank(),
+        sort: match &verdict.verdict {
+            Verdict::Refused(reason) => Some(reason.sort()),
+            Verdict::Placed | Verdict::Chosen(_) | Verdict::Fits { .. } => None,
+        },
         text: verdict.verdict.to_string(),
     };
     let verdicts = verdicts.into_iter().map(verdict).collect();

@@ -2,6 +2,7 @@
 
 mod console;
 mod create;
+mod explain;
 mod logs;
 mod screen;
 mod terminal;
@@ -99,6 +100,9 @@ pub(super) enum Verb {
     Explain {
         #[command(flatten)]
         vm: Named,
+        /// Show a line for every node. Without this, many nodes are told together by what keeps them from it.
+        #[arg(long)]
+        all: bool,
         #[command(flatten)]
         output: Output,
     },
@@ -218,8 +222,9 @@ pub(super) async fn run(node: NodeAddress, verb: Verb) -> anyhow::Result<()> {
         Verb::Status { vm, output } => {
             node.ask(async |client| output.show(&client.vm(&vm.name).await?, text::status, name_of)).await
         }
-        Verb::Explain { vm, output } => {
-            node.ask(async |client| output.show(&client.explain_vm(&vm.name).await?, text::explain, fitting)).await
+        Verb::Explain { vm, all, output } => {
+            let told = |view: &ExplainView| explain::text(view, all);
+            node.ask(async |client| output.show(&client.explain_vm(&vm.name).await?, told, fitting)).await
         }
         Verb::List { stale, output } => {
             let names = |vms: &Vec<VmView>| vms.iter().map(|vm| vm.name.clone()).collect();

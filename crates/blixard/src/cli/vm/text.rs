@@ -1,7 +1,7 @@
 //! Vms in words and tables.
 
 use blixard_core::{Power, RestartPolicy};
-use blixard_node::api::{ConfinementView, ExplainView, TransferView, VmView};
+use blixard_node::api::{ConfinementView, TransferView, VmView};
 
 use super::super::output::{self, Table};
 
@@ -150,19 +150,6 @@ pub(super) fn list(vms: &[VmView]) -> String {
         ]);
     }
     table.render()
-}
-
-/// One line a node.
-pub(super) fn explain(view: &ExplainView) -> String {
-    let place = view.node.map_or_else(
-        || format!("vm {} is on no node yet", view.vm),
-        |node| format!("vm {} is on node {node}", view.vm),
-    );
-    let mut table = Table::new(&["NODE", "FITS", "WHY"]);
-    for verdict in &view.verdicts {
-        table.row([&verdict.node, &if verdict.fits { "yes" } else { "no" }, &verdict.text]);
-    }
-    format!("{place}\n\n{}", table.render())
 }
 
 #[cfg(test)]
