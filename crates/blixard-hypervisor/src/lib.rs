@@ -59,6 +59,8 @@
 compile_error!("blixard-hypervisor runs QEMU for x86-64 guests on x86-64 Linux; other hosts are not supported yet");
 
 mod confinement;
+#[doc(hidden)]
+pub mod decoders;
 mod disk;
 mod driver;
 mod fake;

@@ -216,13 +216,22 @@ impl Layers {
     ///
     /// # Errors
     /// When it cannot be read, is not TOML, or has a setting that does not exist.
-    pub fn file(mut self, path: &Path) -> anyhow::Result<Self> {
-        let read = || -> anyhow::Result<toml::Table> {
+    pub fn file(self, path: &Path) -> anyhow::Result<Self> {
+        let read = || -> anyhow::Result<String> {
             let bytes = std::fs::metadata(path)?.len();
             anyhow::ensure!(bytes <= FILE_BYTES_MAX, "{bytes} bytes are too many for a configuration file");
-            Ok(std::fs::read_to_string(path)?.parse()?)
+            Ok(std::fs::read_to_string(path)?)
         };
-        let table = read().with_context(|| format!("read configuration file {}", path.display()))?;
+        let text = read().with_context(|| format!("read configuration file {}", path.display()))?;
+        self.text(&text, path)
+    }
+
+    /// Lays the text of a configuration file over what is there. The path is for errors and origins.
+    ///
+    /// # Errors
+    /// When it is not TOML, or has a setting that does not exist.
+    pub fn text(mut self, text: &str, path: &Path) -> anyhow::Result<Self> {
+        let table: toml::Table = text.parse().with_context(|| format!("read configuration file {}", path.display()))?;
         for (key, value) in table {
             match value {
                 Value::Table(section) if setting(&key).is_none() => {

@@ -9,6 +9,8 @@ pub mod api;
 mod clock;
 pub mod config;
 mod damage;
+#[doc(hidden)]
+pub mod decoders;
 mod http;
 mod images;
 mod leader;

@@ -25,6 +25,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("damage", &[]),
     // A user's own keys and tickets, for clients as much as for nodes.
     ("user", &["transport"]),
+    // The decoders of outside bytes, for tests.
+    ("decoders", &["api", "raft", "transport", "config"]),
 ];
 /// Used by every room.
 const FOR_ALL: &[&str] = &["config", "clock", "metrics", "runtime", "damage"];

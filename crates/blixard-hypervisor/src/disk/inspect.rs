@@ -107,19 +107,23 @@ pub fn inspect_disk(path: &Path, qemu_img: &Path) -> Result<DiskFacts, InspectEr
 }
 
 fn inspect(path: &Path) -> Result<DiskFacts, Flaw> {
-    let refused = |reason: String| Err(Flaw::Refused(reason));
     let mut file = File::open(path)?;
     let meta = file.metadata()?;
     if !meta.is_file() {
-        return refused("it is not a regular file".into());
+        return Err(Flaw::Refused("it is not a regular file".into()));
     }
-    let file_bytes = meta.len();
+    inspect_content(&mut file, meta.len())
+}
+
+/// Inspects what a file of this length consists of.
+pub(crate) fn inspect_content(file: &mut (impl Read + Seek), file_bytes: u64) -> Result<DiskFacts, Flaw> {
+    let refused = |reason: String| Err(Flaw::Refused(reason));
     let mut head = vec![];
     file.by_ref().take(HEAD_BYTES).read_to_end(&mut head)?;
     let has = |at: usize, mark: &[u8]| head.get(at..).is_some_and(|rest| rest.starts_with(mark));
     if has(0, &qcow2::MAGIC.to_be_bytes()) {
         file.seek(SeekFrom::Start(0))?;
-        let virtual_bytes = qcow2::check(&mut file, file_bytes)?;
+        let virtual_bytes = qcow2::check(file, file_bytes)?;
         return Ok(DiskFacts { format: DiskFormat::Qcow2, virtual_bytes, file_bytes, is_confirmed: false });
     }
     if let Some((.., name)) = FOREIGN.iter().find(|(at, mark, _)| has(*at, mark)) {
@@ -131,7 +135,7 @@ fn inspect(path: &Path) -> Result<DiskFacts, Flaw> {
     if !CONTENTS.iter().any(|(at, mark)| has(*at, mark)) {
         return refused("it is neither a qcow2 nor a raw disk with a boot sector or a file system".into());
     }
-    if file_bytes % SECTOR_BYTES != 0 {
+    if !file_bytes.is_multiple_of(SECTOR_BYTES) {
         return refused(format!(
             "it is a raw disk of {file_bytes} bytes, which is no number of sectors: is it complete?"
         ));

@@ -38,7 +38,7 @@ pub fn inspect_kernel(path: &Path) -> Result<KernelFormat, InspectError> {
         .map_err(|flaw| InspectError::new(path, flaw))
 }
 
-fn inspect(file: &mut (impl Read + Seek)) -> Result<KernelFormat, Flaw> {
+pub(crate) fn inspect(file: &mut (impl Read + Seek)) -> Result<KernelFormat, Flaw> {
     let refused = |reason: &str| Err(Flaw::Refused(reason.to_owned()));
     let mut head = vec![];
     file.by_ref().take(HEAD_BYTES).read_to_end(&mut head)?;

@@ -1,7 +1,7 @@
 //! Disks and kernels: what files from elsewhere may contain, and the overlay that a vm writes to.
 
-mod inspect;
-mod kernel;
+pub(crate) mod inspect;
+pub(crate) mod kernel;
 pub(crate) mod overlay;
 pub(crate) mod qcow2;
 

@@ -26,6 +26,7 @@ mod supervise;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -111,6 +112,21 @@ fn guard(dir: &Path) -> Result<(), String> {
         ExitReason::LaunchFailed { detail } => Err(detail),
         _ => Ok(()),
     }
+}
+
+/// Reads a monitor to its end.
+pub(crate) fn read_monitor(stream: UnixStream) -> io::Result<()> {
+    let mut monitor = monitor::Monitor::new(stream)?;
+    while !monitor.is_closed() {
+        monitor.receive();
+    }
+    Ok(())
+}
+
+/// Reads an order, and writes it again.
+pub(crate) fn reread_order(line: &[u8]) -> io::Result<Vec<u8>> {
+    let order: control::Order = serde_json::from_slice(line)?;
+    Ok(serde_json::to_vec(&order)?)
 }
 
 /// What the hypervisor may do, and what this host does not offer to hold it back.

@@ -33,6 +33,14 @@ pub struct Bootstrap {
 }
 
 impl Bootstrap {
+    /// Reads an answer.
+    ///
+    /// # Errors
+    /// When it is not one of a Blixard node.
+    pub fn decode(answer: &[u8]) -> anyhow::Result<Self> {
+        serde_json::from_slice(answer).context("the answer is not that of a Blixard node")
+    }
+
     /// How the node can be reached.
     pub fn address(&self) -> PeerAddress {
         PeerAddress {
@@ -73,7 +81,7 @@ pub async fn fetch(peer: &str) -> anyhow::Result<Bootstrap> {
         if !status.is_success() {
             bail!("the node answered {status}: {}", String::from_utf8_lossy(&body).trim());
         }
-        serde_json::from_slice(&body).context("the answer is not that of a Blixard node")
+        Bootstrap::decode(&body)
     };
     tokio::time::timeout(FETCH_TIMEOUT, exchange)
         .await

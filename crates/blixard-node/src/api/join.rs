@@ -46,6 +46,12 @@ pub(crate) struct JoinRequest {
     pub(crate) is_blank: bool,
 }
 
+impl JoinRequest {
+    pub(crate) fn decode(bytes: &[u8]) -> anyhow::Result<Self> {
+        postcard::from_bytes(bytes).context("decode the request")
+    }
+}
+
 /// A member, for a node that has no replica yet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Member {
@@ -62,6 +68,12 @@ pub(crate) enum JoinAnswer {
     Refused(JoinRefusal),
     /// It cannot be decided now.
     TryLater(String),
+}
+
+impl JoinAnswer {
+    pub(crate) fn decode(bytes: &[u8]) -> anyhow::Result<Self> {
+        postcard::from_bytes(bytes).context("decode the answer")
+    }
 }
 
 /// Why a node is not let in.
@@ -184,7 +196,7 @@ async fn serve(raft: Raft, transport: Transport, metrics: Arc<Metrics>, places: 
             tokio::time::timeout(LISTEN_TIMEOUT, listen).await.context("wait for the request")??
         };
         let _place = places.deciding.acquire().await.context("wait for a decision")?;
-        let request: JoinRequest = postcard::from_bytes(&request).context("decode the request")?;
+        let request = JoinRequest::decode(&request)?;
         let caller = blixard_core::EndpointId(*connection.remote_id().as_bytes());
         let (node, address) = (request.node.id, request.node.addresses.clone());
         let was_member = raft.read(|state| state.node_of(&caller).is_some());
@@ -238,7 +250,7 @@ pub(crate) async fn ask(
         send.finish().context("end the request")?;
         let answer = recv.read_to_end(ANSWER_BYTES_MAX).await.context("read the answer")?;
         connection.close(0u32.into(), b"done");
-        postcard::from_bytes(&answer).context("decode the answer")
+        JoinAnswer::decode(&answer)
     };
     tokio::time::timeout(EXCHANGE_TIMEOUT, exchange)
         .await

@@ -42,6 +42,7 @@ use network::AskError;
 pub(crate) use view::GroupView;
 pub use view::Role;
 use view::watch_over;
+pub(crate) use wire::reread_requests;
 use wire::{Forwarded, Request};
 
 /// How long a proposal or a linearizable read looks for a leader and waits for its answer.

@@ -120,6 +120,19 @@ pub(super) async fn read_bytes(
     Ok(buffer.split_to(len).freeze())
 }
 
+/// Reads a stream of requests as a member's is read, snapshots included, and writes them again.
+pub(crate) async fn reread_requests(mut stream: &[u8]) -> io::Result<Vec<u8>> {
+    let (mut buffer, mut again) = (BytesMut::new(), BytesMut::new());
+    while let Some(frame) = read_frame(&mut stream, &mut buffer).await? {
+        let request: Request = decode(&frame)?;
+        put_frame(&mut again, &request)?;
+        if let Request::Snapshot(_, _, len) = request {
+            again.put(read_bytes(&mut stream, &mut buffer, len).await?);
+        }
+    }
+    Ok(again.to_vec())
+}
+
 /// Decodes a frame.
 pub(super) fn decode<T: DeserializeOwned>(frame: &[u8]) -> io::Result<T> {
     postcard::from_bytes(frame)

@@ -11,6 +11,7 @@ use blixard_core::EndpointId;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 use tower::ServiceExt;
 
@@ -60,26 +61,33 @@ pub async fn serve(requests: Arc<Requests>, connection: Connection, app: axum::R
         let app = app.clone();
         let Ok(permit) = permits.clone().acquire_owned().await else { return };
         tokio::spawn(async move {
-            let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
-                request.extensions_mut().insert(caller);
-                let answer = app.clone().oneshot(request.map(|body| Body::new(PacedBody::new(body))));
-                async move { answer.await.map_err(|never: Infallible| never) }
-            });
-            let served = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_TIMEOUT)
-                .max_buf_size(HEAD_BYTES_MAX)
-                .keep_alive(false)
-                .half_close(true)
-                .serve_connection(TokioIo::new(tokio::io::join(recv, PacedSend::new(send))), service)
-                .with_upgrades()
-                .await;
-            if let Err(error) = served {
+            if let Err(error) = serve_stream(tokio::io::join(recv, PacedSend::new(send)), caller, app).await {
                 tracing::debug!(peer = %caller.0.short(), %error, "a request ended early");
             }
             drop(permit);
         });
     }
+}
+
+/// Serves the one request of a stream.
+pub(crate) async fn serve_stream<S>(stream: S, caller: Caller, app: axum::Router) -> hyper::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(caller);
+        let answer = app.clone().oneshot(request.map(|body| Body::new(PacedBody::new(body))));
+        async move { answer.await.map_err(|never: Infallible| never) }
+    });
+    hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .keep_alive(false)
+        .half_close(true)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades()
+        .await
 }
 
 /// Sends a request on a new stream, and returns its answer as soon as the head of it is there.

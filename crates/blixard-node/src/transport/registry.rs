@@ -49,10 +49,18 @@ impl Registry {
         let read = || -> anyhow::Result<Self> {
             let bytes = std::fs::metadata(path)?.len();
             anyhow::ensure!(bytes <= REGISTRY_BYTES_MAX, "{bytes} bytes are too many for a registry file");
-            serde_json::from_slice(&std::fs::read(path)?)
-                .context("not a registry file: a running node writes it anew, so restart the node")
+            Self::decode(&std::fs::read(path)?)
         };
         read().with_context(|| format!("read registry file {}", path.display()))
+    }
+
+    /// Reads the content of a file.
+    ///
+    /// # Errors
+    /// When it is not that of a registry file.
+    pub fn decode(content: &[u8]) -> anyhow::Result<Self> {
+        serde_json::from_slice(content)
+            .context("not a registry file: a running node writes it anew, so restart the node")
     }
 
     /// How the node can be reached.

@@ -5,6 +5,7 @@ mod audit;
 mod clients;
 mod cluster;
 mod events;
+pub(crate) mod extract;
 mod images;
 mod peer;
 pub(super) mod routes;
@@ -86,7 +87,7 @@ impl Server {
         let metrics = self.inner.metrics.clone();
         routes::all(self)
             // Holds for what is read whole. An upload is a stream that goes straight into the blob store.
-            .layer(axum::extract::DefaultBodyLimit::max(BODY_BYTES_MAX))
+            .layer(body_limit())
             .fallback(async || Fault::not_found("there is no such request in this API"))
             .method_not_allowed_fallback(async || Fault::bad_request("this path does not take that method"))
             .layer(axum::middleware::from_fn(move |request, next| measured(metrics.clone(), request, next)))
@@ -138,6 +139,10 @@ impl Server {
         let command = Command { request: Some(request), at: clock::now(), by, change };
         Ok(self.inner.raft.propose(&command).await??)
     }
+}
+
+fn body_limit() -> axum::extract::DefaultBodyLimit {
+    axum::extract::DefaultBodyLimit::max(BODY_BYTES_MAX)
 }
 
 /// Answers a request, and notes which it was, how it ended, and how long it took.

@@ -45,7 +45,7 @@ async fn gate(
 }
 
 #[derive(Deserialize)]
-struct LiveQuery {
+pub(super) struct LiveQuery {
     image: ImageId,
 }
 

@@ -1,0 +1,138 @@
+//! The decoders of bytes that come from outside, one door for fuzzing and property tests.
+//!
+//! Each gives the words of its refusal, or else what it read in a form that it reads again; empty where it has none.
+
+use std::io;
+use std::path::Path;
+
+use blixard_core::{Command, EndpointId, State};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::api::bootstrap::Bootstrap;
+use crate::api::join::{JoinAnswer, JoinRequest};
+use crate::api::server::extract;
+use crate::api::{ClusterView, Fault, ImageView, LiveView, TokenView, VmView};
+use crate::config::Layers;
+use crate::raft::GroupView;
+use crate::transport::http::{Caller, serve_stream};
+use crate::transport::{Registry, Ticket};
+
+fn words(error: anyhow::Error) -> String {
+    format!("{error:#}")
+}
+
+fn json<T: Serialize>(value: &T) -> Vec<u8> {
+    serde_json::to_vec(value).expect("plain data always encodes into memory")
+}
+
+fn postcard<T: Serialize>(value: &T) -> Vec<u8> {
+    postcard::to_stdvec(value).expect("plain data always encodes into memory")
+}
+
+/// Waits on a runtime of this thread. All bytes are there, so that nothing waits for long.
+fn block_on<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    thread_local! {
+        static RUNTIME: io::Result<tokio::runtime::Runtime> =
+            tokio::runtime::Builder::new_current_thread().enable_time().build();
+    }
+    RUNTIME.with(|runtime| match runtime {
+        Ok(runtime) => runtime.block_on(work),
+        Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
+    })
+}
+
+/// A ticket, as pasted.
+pub fn ticket(bytes: &[u8]) -> Result<Vec<u8>, String> {
+    let ticket: Ticket = String::from_utf8_lossy(bytes).parse().map_err(|error| words(anyhow::Error::from(error)))?;
+    Ok(ticket.to_string().into_bytes())
+}
+
+/// A registry file.
+pub fn registry(bytes: &[u8]) -> Result<Vec<u8>, String> {
+    Registry::decode(bytes).map(|registry| json(&registry)).map_err(words)
+}
+
+/// An answer of `/bootstrap`.
+pub fn bootstrap(bytes: &[u8]) -> Result<Vec<u8>, String> {
+    Bootstrap::decode(bytes).map(|bootstrap| json(&bootstrap)).map_err(words)
+}
+
+/// A configuration file.
+pub fn config(bytes: &[u8]) -> Result<Vec<u8>, String> {
+    let text = std::str::from_utf8(bytes).map_err(|error| error.to_string())?;
+    let layers = Layers::defaults().text(text, Path::new("blixard.toml")).map_err(words)?;
+    let config = layers.config().map_err(words)?;
+    toml::to_string(&config).map(String::into_bytes).map_err(|error| error.to_string())
+}
+
+/// A stream of Raft requests.
+pub fn raft_stream(bytes: &[u8]) -> Result<Vec<u8>, String> {
+    block_on(crate::raft::reread_requests(bytes)).map_err(|error| error.to_string())
+}
+
+/// A command in the log.
+pub fn command(bytes: &[u8]) -> Result<Vec<u8>, String> {
+    Command::decode(bytes).map(|command| command.encode()).map_err(|error| error.to_string())
+}
+
+/// A state in a snapshot.
+pub fn state(bytes: &[u8]) -> Result<Vec<u8>, String> {
+    State::decode(bytes).map(|state| state.encode()).map_err(|error| error.to_string())
+}
+
+/// A stranger's request to be let in.
+pub fn join_request(bytes: &[u8]) -> Result<Vec<u8>, String> {
+    JoinRequest::decode(bytes).map(|request| postcard(&request)).map_err(words)
+}
+
+/// A member's answer to it.
+pub fn join_answer(bytes: &[u8]) -> Result<Vec<u8>, String> {
+    JoinAnswer::decode(bytes).map(|answer| postcard(&answer)).map_err(words)
+}
+
+/// An answer of a node to a node or a client.
+pub fn answer(bytes: &[u8]) -> Result<Vec<u8>, String> {
+    fn reread<T: Serialize + DeserializeOwned>(bytes: &[u8]) -> Result<Vec<u8>, String> {
+        serde_json::from_slice::<T>(bytes).map(|value| json(&value)).map_err(|error| error.to_string())
+    }
+    let kinds = [
+        reread::<GroupView>,
+        reread::<LiveView>,
+        reread::<ClusterView>,
+        reread::<VmView>,
+        reread::<ImageView>,
+        reread::<TokenView>,
+        reread::<Fault>,
+    ];
+    let mut last = Err(String::new());
+    for kind in kinds {
+        last = kind(bytes);
+        if last.is_ok() {
+            break;
+        }
+    }
+    last
+}
+
+/// A request on a stream, to its path, query and body. Refused with what the caller is told.
+pub fn request(bytes: &[u8]) -> Result<Vec<u8>, String> {
+    thread_local! {
+        static ROUTES: axum::Router = extract::routes();
+    }
+    let app = ROUTES.with(axum::Router::clone);
+    let exchange = async {
+        let (mut ours, theirs) = tokio::io::duplex(bytes.len().max(1));
+        ours.write_all(bytes).await?;
+        ours.shutdown().await?;
+        let mut answer = vec![];
+        // How it ends shows in what the caller gets.
+        let (_, got) =
+            tokio::join!(serve_stream(theirs, Caller(EndpointId([0; 32])), app), ours.read_to_end(&mut answer));
+        got.map(|_| answer)
+    };
+    let answer = block_on(exchange).map_err(|error| error.to_string())?;
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    if answer.starts_with("HTTP/1.1 200") { Ok(vec![]) } else { Err(format!("answer: {answer}")) }
+}

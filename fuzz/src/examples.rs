@@ -1,0 +1,282 @@
+//! Inputs that the decoders accept: what the corpora are made of, and where property tests begin to bend.
+//!
+//! Types that the crates keep to themselves are written as tuples of the same fields, which postcard encodes alike; that the
+//! decoders accept them is tested, so a field that is added there is missed here.
+
+use blixard_core::{Change, ClusterId, Command, EndpointId, Node, NodeId, State, TokenId};
+use blixard_node::transport::{PeerAddress, Ticket, TicketSecret};
+use serde::Serialize;
+use serde_json::json;
+
+type Examples = Vec<(String, Vec<u8>)>;
+
+/// Commands that become a corpus; the shortest ones have little in them that others have not.
+const COMMANDS: usize = 18;
+const KEY: &str = "0707070707070707070707070707070707070707070707070707070707070707";
+const CLUSTER: &str = "0303030303030303030303030303030303030303030303030303030303030303";
+
+fn named<N: Into<String>, B: Into<Vec<u8>>>(examples: impl IntoIterator<Item = (N, B)>) -> Examples {
+    examples.into_iter().map(|(name, bytes)| (name.into(), bytes.into())).collect()
+}
+
+fn postcard(value: &impl Serialize) -> Vec<u8> {
+    postcard::to_stdvec(value).expect("plain data always encodes into memory")
+}
+
+/// A file of the golden encodings, which are hexadecimal text.
+fn golden(path: &std::path::Path) -> Vec<u8> {
+    let text = std::fs::read_to_string(path).expect("the golden files are readable");
+    let digits: Vec<u32> = text.chars().filter_map(|digit| digit.to_digit(16)).collect();
+    digits.chunks(2).map(|pair| u8::try_from(pair[0] << 4 | pair[1]).expect("two digits are a byte")).collect()
+}
+
+fn golden_commands() -> Examples {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../crates/blixard-core/tests/golden");
+    let files = std::fs::read_dir(folder).expect("the golden files are there");
+    let mut commands: Examples = files
+        .filter_map(|file| {
+            let path = file.expect("the golden files are listed").path();
+            let name = path.file_stem()?.to_str()?.strip_prefix("command_")?.to_owned();
+            Some((name, golden(&path)))
+        })
+        .collect();
+    commands.sort_by_key(|(name, bytes)| (usize::MAX - bytes.len(), name.clone()));
+    commands
+}
+
+/// A node as the golden commands have it.
+fn node() -> Node {
+    let nodes = golden_commands().into_iter().find_map(|(_, bytes)| match Command::decode(&bytes).ok()?.change {
+        Change::AdmitNode { node, .. } => Some(node),
+        _ => None,
+    });
+    nodes.expect("a golden command admits a node")
+}
+
+fn peer() -> PeerAddress {
+    PeerAddress {
+        endpoint: EndpointId([7; 32]),
+        addresses: vec!["127.0.0.1:7001".parse().expect("an address"), "[::1]:7001".parse().expect("an address")],
+        relay_url: Some("https://relay.example".to_owned()),
+    }
+}
+
+pub(crate) fn commands() -> Examples {
+    golden_commands().into_iter().take(COMMANDS).collect()
+}
+
+pub(crate) fn states() -> Examples {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../crates/blixard-core/tests/golden/state.hex");
+    let state = State::decode(&golden(folder.as_ref())).unwrap_or_default();
+    let without_vms = State { vms: Default::default(), answered: Default::default(), ..state.clone() };
+    let vms_only = State { vms: state.vms.clone(), answered: state.answered.clone(), ..State::default() };
+    named([("empty", State::default()), ("members", without_vms), ("vms", vms_only)].map(|(n, s)| (n, s.encode())))
+}
+
+pub(crate) fn tickets() -> Examples {
+    let secret = TicketSecret { token: TokenId([1; 8]), secret: [9; 32] };
+    let whole = Ticket { cluster: ClusterId([3; 32]), peers: vec![peer(), peer()], secret: Some(secret) };
+    let bare = Ticket { peers: vec![], secret: None, ..whole.clone() };
+    named([("whole", whole.to_string()), ("bare", bare.to_string())])
+}
+
+pub(crate) fn registries() -> Examples {
+    let registry = |relay: Option<&str>| {
+        json!({
+            "cluster_node_id": 1, "endpoint_id": KEY, "direct_addresses": ["127.0.0.1:7001", "[::1]:7001"],
+            "relay_url": relay, "cluster_id": CLUSTER,
+        })
+        .to_string()
+    };
+    named([("direct", registry(None)), ("relayed", registry(Some("https://relay.example")))])
+}
+
+pub(crate) fn bootstraps() -> Examples {
+    let bootstrap = |relay: Option<&str>| {
+        json!({
+            "node_id": 1, "p2p_node_id": KEY, "p2p_addresses": ["127.0.0.1:7001", "[::1]:7001"],
+            "p2p_relay_url": relay, "cluster_id": CLUSTER,
+        })
+        .to_string()
+    };
+    named([("direct", bootstrap(None)), ("relayed", bootstrap(Some("https://relay.example")))])
+}
+
+pub(crate) fn configs() -> Examples {
+    let whole = "id = 3\nbind = '127.0.0.1:7001'\ndata_dir = '/srv/b'\npeers = ['a:1', 'b:2']\np2p_enabled = false\n\
+                 relays = []\nhypervisor = 'fake'\n[labels]\nzone = 'a'\n[capacity]\nvcpus = 4\nmemory_mib = 512\n\
+                 overcommit_vcpus_percent = 200\n[raft]\nheartbeat_ms = 50\nelection_min_ms = 150\n[cluster]\nvoters = 5\n";
+    named([("least", "id = 1\n"), ("whole", whole)])
+}
+
+pub(crate) fn join_requests() -> Examples {
+    let secret = TicketSecret { token: TokenId([1; 8]), secret: [9; 32] };
+    let request = |secret: Option<TicketSecret>| postcard(&(ClusterId([3; 32]), node(), u64::MAX, secret, true));
+    named([("member", request(None)), ("stranger", request(Some(secret)))])
+}
+
+pub(crate) fn join_answers() -> Examples {
+    let members = vec![(NodeId(1), peer()), (NodeId(300), peer())];
+    let cluster = ClusterId([3; 32]);
+    named([
+        ("admitted", postcard(&(0_u8, cluster, members))),
+        // Refusals of the state begin with 0, of which the first has no fields.
+        ("rejected", postcard(&(1_u8, 0_u8, 0_u8))),
+        ("other_cluster", postcard(&(1_u8, 1_u8, cluster, ClusterId([4; 32])))),
+        ("try_later", postcard(&(2_u8, "no leader"))),
+    ])
+}
+
+fn frame(body: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(body.len()).expect("examples are short");
+    [&length.to_le_bytes()[..], body].concat()
+}
+
+pub(crate) fn raft_streams() -> Examples {
+    let vote = ((3_u64, Some(1_u64)), true);
+    let log_id = (3_u64, 9_u64);
+    let command = commands().swap_remove(0).1;
+    let entries = (vec![(log_id, 0_u8)], vec![(log_id, 1_u8, command.clone())]);
+    let append = |kind: u8, entries: &[u8]| {
+        // An entry count stands before the entries, and behind them what is committed.
+        let head = postcard(&(kind, vote, Some(log_id)));
+        frame(&[&head[..], entries, &postcard(&Some(log_id))].concat())
+    };
+    let vote_request = |kind: u8| frame(&postcard(&(kind, vote, Some(log_id), false)));
+    let no_membership = (None::<(u64, u64)>, (Vec::<Vec<u64>>::new(), Vec::<(u64, (String,))>::new()));
+    let snapshot = (3_u8, vote, (Some(log_id), no_membership, "1"), 5_u64);
+    let propose = frame(&postcard(&(5_u8, command)));
+    named([
+        ("append_blank", append(0, &postcard(&entries.0))),
+        ("append_command", append(0, &postcard(&entries.1))),
+        ("vote", vote_request(1)),
+        ("pre_vote", vote_request(2)),
+        ("snapshot", [frame(&postcard(&snapshot)), b"state".to_vec()].concat()),
+        ("transfer", frame(&postcard(&(4_u8, vote, 2_u64, Some(log_id))))),
+        ("propose_twice", [&propose[..], &propose[..]].concat()),
+        ("read_index", frame(&[6])),
+    ])
+}
+
+pub(crate) fn requests() -> Examples {
+    let head = |line: &str, more: &str| format!("{line} HTTP/1.1\r\nhost: blixard\r\n{more}\r\n");
+    let with_body = |line: &str, body: serde_json::Value| {
+        let body = body.to_string();
+        let more = format!("content-type: application/json\r\ncontent-length: {}\r\n", body.len());
+        head(line, &more) + &body
+    };
+    let hash = "0a".repeat(32);
+    let vm = "0b".repeat(16);
+    let seed = json!({ "user_data": "#cloud-config\n", "ssh_keys": ["ssh-ed25519 AAAA ada"] });
+    let chunked = "content-type: application/json\r\ntransfer-encoding: chunked\r\n";
+    named([
+        ("cluster", head("GET /v1/cluster?stale=true", "")),
+        ("settings", with_body("PUT /v1/cluster/settings", json!({ "voters": 5, "copies": 2 }))),
+        ("remove", with_body("POST /v1/nodes/3/remove", json!({ "force": true }))),
+        ("token", with_body("POST /v1/tokens", json!({ "uses": 2, "ttl_ms": 60_000 }))),
+        (
+            "token_revoke",
+            head("DELETE /v1/tokens/0101010101010101", "x-blixard-request: 00000000000000000000000000000001\r\n"),
+        ),
+        ("grant", with_body(&format!("PUT /v1/clients/{KEY}"), json!({ "role": "viewer" }))),
+        (
+            "image_disk",
+            with_body("POST /v1/images", json!({ "name": "debian", "source": { "kind": "disk", "disk": hash } })),
+        ),
+        (
+            "image_kernel",
+            with_body(
+                "POST /v1/images",
+                json!({ "name": "tiny", "source": { "kind": "kernel", "kernel": hash, "initrd": hash, "root": null, "cmdline": "quiet" } }),
+            ),
+        ),
+        ("image_part", head("GET /v1/images/debian/parts/disk", "")),
+        (
+            "vm",
+            with_body(
+                "POST /v1/vms",
+                json!({ "name": "web", "image": "tiny", "vcpus": 2, "memory_mib": 512, "seed": seed }),
+            ),
+        ),
+        (
+            "vm_chunked",
+            head("POST /v1/vms", chunked)
+                + "38\r\n{\"name\":\"web\",\"image\":\"tiny\",\"vcpus\":1,\"memory_mib\":128}\r\n0\r\n\r\n",
+        ),
+        ("vm_stop", with_body("POST /v1/vms/web/stop", json!({ "timeout_ms": 10 }))),
+        ("vm_logs", head("GET /v1/vms/web/logs?follow=true&tail_bytes=100", "")),
+        ("peer_live", head(&format!("GET /vms/{vm}/live?image={hash}"), "")),
+        ("peer_blob", head(&format!("GET /blobs/{hash}"), "")),
+    ])
+}
+
+pub(crate) fn answers() -> Examples {
+    let group = json!({
+        "node": 1, "leader": 1, "term": 3, "voters": [1, 2, 3], "learners": [4], "silent_ms": { "2": 5, "3": null },
+        "matched": { "2": 9 }, "last_log": 9, "committed": 9, "applied": 9, "snapshot": 0, "stopped": null,
+    });
+    let live = json!({
+        "transfer": { "bytes_done": 1, "bytes_total": 2, "sources": 1, "failure": null }, "last_exit": "killed on request",
+        "pid": 7, "accelerator": "tcg", "confinement": {
+            "privileges": { "user": 1, "group": 1, "groups": [2], "capabilities": ["chown"], "no_new_privileges": true,
+                "system_call_filter": true },
+            "shared_user": null, "memory_mib": 512, "processors": 2, "unlimited": null,
+        },
+    });
+    let fault = json!({ "kind": "not_found", "message": "there is no vm web" });
+    named([("group", group), ("live", live), ("fault", fault)].map(|(name, value)| (name, value.to_string())))
+}
+
+pub(crate) fn orders() -> Examples {
+    named([("stop", r#"{"order":"stop","timeout_ms":30000}"#), ("kill", r#"{"order":"kill"}"#)])
+}
+
+pub(crate) fn monitors() -> Examples {
+    let greeting = "{\"QMP\": {\"version\": {}, \"capabilities\": []}}\r\n{\"return\": {}, \"id\": \"ready\"}\r\n";
+    let shutdown = "{\"event\": \"SHUTDOWN\", \"data\": {\"guest\": true, \"reason\": \"guest-shutdown\"}}\r\n";
+    named([("greeting", greeting.to_owned()), ("shutdown", format!("{greeting}{shutdown}"))])
+}
+
+pub(crate) fn kernels() -> Examples {
+    let mut image = vec![0; 0x240];
+    image[510..512].copy_from_slice(&[0x55, 0xaa]);
+    image[0x202..0x208].copy_from_slice(b"HdrS\x0f\x02");
+    image[0x236] = 1;
+    let mut elf = vec![0; 140];
+    elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    elf[18] = 62; // x86-64
+    elf[32] = 64; // where the program headers begin
+    elf[54] = 56; // the length of one
+    elf[56] = 1; // and how many there are
+    elf[64] = 4; // a note
+    elf[64 + 8] = 120;
+    elf[64 + 32] = 20;
+    elf[120..136].copy_from_slice(b"\x04\0\0\0\x04\0\0\0\x12\0\0\0Xen\0");
+    named([("bzimage", image), ("elf", elf)])
+}
+
+/// A qcow2 image of two clusters of 512 bytes: the header, and a table that stands for both that it needs.
+fn qcow2(version: u32, table: &[u64]) -> Vec<u8> {
+    let mut image = vec![0; 1024];
+    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, b"QFI\xfb");
+    put(4, &version.to_be_bytes());
+    put(20, &9_u32.to_be_bytes()); // clusters of 2^9 bytes
+    put(24, &32_768_u64.to_be_bytes()); // what one level-two table maps
+    put(36, &1_u32.to_be_bytes());
+    put(40, &512_u64.to_be_bytes()); // level-one table
+    put(48, &512_u64.to_be_bytes()); // reference count table
+    put(56, &1_u32.to_be_bytes());
+    put(100, &104_u32.to_be_bytes());
+    for (place, entry) in table.iter().enumerate() {
+        put(512 + place * 8, &entry.to_be_bytes());
+    }
+    image
+}
+
+pub(crate) fn disks() -> Examples {
+    let mut raw = vec![0; 512];
+    raw[510..].copy_from_slice(&[0x55, 0xaa]);
+    let mapped = (1 << 63) | 512;
+    named([("empty_2", qcow2(2, &[])), ("empty_3", qcow2(3, &[])), ("mapped_3", qcow2(3, &[mapped])), ("raw", raw)])
+}

@@ -1,0 +1,173 @@
+//! What holds of every decoder, on its corpus, on bent examples and on arbitrary bytes.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use fuzz::{TARGETS, Target};
+use proptest::prelude::*;
+
+/// A corpus is read by people, and copied with every clone.
+const CORPUS_FILES_MAX: usize = 20;
+const CORPUS_FILE_BYTES_MAX: usize = 1024;
+
+fn folder(target: &Target) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target.name)
+}
+
+fn corpus(target: &Target) -> BTreeMap<String, Vec<u8>> {
+    let files = std::fs::read_dir(folder(target)).unwrap_or_else(|error| panic!("{}: {error}", target.name));
+    let files = files.map(|file| file.unwrap().path());
+    files.map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), std::fs::read(&path).unwrap())).collect()
+}
+
+/// What is tried begins with what is accepted: were it all refused at its first byte, nothing would be tried.
+#[test]
+fn examples_are_accepted() {
+    for target in TARGETS {
+        let examples = (target.examples)();
+        let refused =
+            examples.iter().filter_map(|(name, bytes)| Some(format!("{name}: {}", target.decode(bytes).err()?)));
+        let refused: Vec<String> = refused.collect();
+        // Formats move on, and an old form that is refused is a good input, too.
+        assert!(refused.len() * 2 < examples.len(), "{}: {}", target.name, refused.join("\n"));
+    }
+}
+
+/// With `BLIXARD_BLESS` set the corpora are made of the examples anew; what was found by fuzzing, in files that begin with
+/// `found-`, stays.
+#[test]
+fn corpora_are_small_and_break_nothing() {
+    for target in TARGETS {
+        if std::env::var_os("BLIXARD_BLESS").is_some() {
+            std::fs::create_dir_all(folder(target)).unwrap();
+            for name in corpus(target).into_keys().filter(|name| !name.starts_with("found-")) {
+                std::fs::remove_file(folder(target).join(name)).unwrap();
+            }
+            for (name, bytes) in (target.examples)() {
+                std::fs::write(folder(target).join(name), bytes).unwrap();
+            }
+        }
+        let corpus = corpus(target);
+        assert!((1..CORPUS_FILES_MAX).contains(&corpus.len()), "{}: {} files", target.name, corpus.len());
+        for (name, bytes) in &corpus {
+            assert!(bytes.len() <= CORPUS_FILE_BYTES_MAX, "{} {name}: {} bytes", target.name, bytes.len());
+            target.check(bytes);
+        }
+    }
+}
+
+#[test]
+fn every_corpus_has_a_target() {
+    let folders = std::fs::read_dir(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("corpus")).unwrap();
+    let mut folders: Vec<String> = folders.map(|folder| folder.unwrap().file_name().into_string().unwrap()).collect();
+    folders.sort();
+    assert_eq!(folders, TARGETS.iter().map(|target| target.name).collect::<Vec<_>>());
+}
+
+#[test]
+fn no_example_is_accepted_when_it_is_cut_but_where_nothing_was_said_of_its_end() {
+    // The others say how long they are, or close what they open.
+    let open_ended = ["config", "disk", "kernel", "monitor", "raft_stream", "request"];
+    for target in TARGETS.iter().filter(|target| !open_ended.contains(&target.name)) {
+        let accepted = (target.examples)().into_iter().filter(|(_, bytes)| target.decode(bytes).is_ok());
+        for (name, bytes) in accepted {
+            for cut in 0..bytes.len() {
+                assert!(target.decode(&bytes[..cut]).is_err(), "{} {name} cut at {cut}", target.name);
+            }
+        }
+    }
+}
+
+/// A change to an input.
+#[derive(Debug, Clone)]
+enum Bend {
+    Set(prop::sample::Index, u8),
+    Insert(prop::sample::Index, Vec<u8>),
+    Remove(prop::sample::Index, u8),
+    Repeat(prop::sample::Index, u8),
+    Cut(prop::sample::Index),
+}
+
+fn bends() -> impl Strategy<Value = Vec<Bend>> {
+    let index = any::<prop::sample::Index>;
+    let bend = prop_oneof![
+        4 => (index(), prop_oneof![any::<u8>(), Just(0xff), Just(0x80), Just(0)]).prop_map(|(at, to)| Bend::Set(at, to)),
+        2 => (index(), prop::collection::vec(any::<u8>(), 1..9)).prop_map(|(at, bytes)| Bend::Insert(at, bytes)),
+        2 => (index(), 1_u8..9).prop_map(|(at, count)| Bend::Remove(at, count)),
+        1 => (index(), 1_u8..65).prop_map(|(at, count)| Bend::Repeat(at, count)),
+        1 => index().prop_map(Bend::Cut),
+    ];
+    prop::collection::vec(bend, 1..6)
+}
+
+fn bent(mut input: Vec<u8>, bends: &[Bend]) -> Vec<u8> {
+    for bend in bends.iter() {
+        let Some(last) = input.len().checked_sub(1) else { break };
+        let place = |index: &prop::sample::Index| index.index(last + 1);
+        match bend {
+            Bend::Set(at, to) => input[place(at)] = *to,
+            Bend::Insert(at, bytes) => drop(input.splice(place(at)..place(at), bytes.iter().copied())),
+            Bend::Remove(at, count) => drop(input.drain(place(at)..(place(at) + usize::from(*count)).min(last + 1))),
+            Bend::Repeat(at, count) => {
+                let piece = input[place(at)..(place(at) + usize::from(*count)).min(last + 1)].repeat(3);
+                drop(input.splice(place(at)..place(at), piece));
+            }
+            Bend::Cut(at) => input.truncate(place(at)),
+        }
+    }
+    input
+}
+
+fn cases(cases: u32) -> ProptestConfig {
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
+proptest! {
+    #![proptest_config(cases(512))]
+
+    #[test]
+    fn bent_examples_break_nothing(pick in any::<prop::sample::Index>(), bends in bends()) {
+        for target in TARGETS {
+            let (_, example) = pick.get(&(target.examples)()).clone();
+            target.check(&bent(example, &bends));
+        }
+    }
+
+    #[test]
+    fn arbitrary_bytes_break_nothing(input in prop::collection::vec(any::<u8>(), 0..512)) {
+        for target in TARGETS {
+            target.check(&input);
+        }
+    }
+}
+
+/// JSON and TOML that nests, numbers without end, lists that claim to be huge: small inputs that ask for much.
+#[test]
+fn inputs_that_ask_for_much_get_little() {
+    let nested = |open: &str, close: &str| open.repeat(100_000) + &close.repeat(100_000);
+    let mut inputs: Vec<Vec<u8>> = vec![
+        nested("[", "]").into(),
+        nested("{\"a\":", "}").into(),
+        ("a = ".to_owned() + &nested("[", "]")).into(),
+        ("a".to_owned() + &".a".repeat(100_000) + " = 1").into(),
+        ("[".to_owned() + &"a.".repeat(100_000) + "a]").into(),
+        "1".repeat(1_000_000).into(),
+        ("1e".to_owned() + &"9".repeat(1_000_000)).into(),
+        vec![0xff; 1_000_000],
+    ];
+    // The longest length that postcard can write, in every place of every example.
+    for target in TARGETS {
+        for (_, example) in (target.examples)() {
+            for at in 0..example.len().min(256) {
+                let mut claiming = example.clone();
+                drop(claiming.splice(at..=at, [0xff, 0xff, 0xff, 0xff, 0x0f]));
+                inputs.push(claiming);
+            }
+        }
+        for input in &inputs {
+            target.check(input);
+        }
+        inputs.truncate(8);
+    }
+}
