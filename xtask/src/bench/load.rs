@@ -64,6 +64,12 @@ impl Driver {
         })
     }
 
+    /// How fast a bare stream of so many MiB is, in MiB a second.
+    pub(super) fn stream(&self, mib: u32) -> Result<f64> {
+        let report = self.start(&Value::Null, &json!({ "stream": { "mib": mib } }))?.report()?;
+        number(&report, "/stream/mib_per_second")
+    }
+
     /// Milliseconds from the kill of a process to the next write.
     pub(super) fn failover(&self, target: &Value, pid: u32) -> Result<f64> {
         let report = self.start(target, &json!({ "failover": { "kill": pid } }))?.report()?;

@@ -10,6 +10,7 @@ mod formation;
 mod idle;
 mod load;
 mod samples;
+mod scale;
 mod transfer;
 mod usage;
 mod writes;
@@ -53,9 +54,10 @@ const BENCHES: &[Bench] = &[
     Bench { name: "boot", about: "from `vm create` to the guest's ready line, beside bare QEMU", run: boot::run },
     Bench {
         name: "transfer",
-        about: "an image of 256 MiB to a node from one and from two holders",
+        about: "an image of 1 GiB to a node from one, two and three holders, beside a bare stream and rsync",
         run: transfer::run,
     },
+    Bench { name: "scale", about: "what 5, 10, 20 and 50 nodes cost, with the fake driver", run: scale::run },
     Bench { name: "idle", about: "memory and processor of a node at rest, beside etcd", run: idle::run },
 ];
 

@@ -1,31 +1,53 @@
-//! How fast an image comes to a node, from one holder and from two.
+//! How fast an image comes to a node, from one holder, from two and from three.
 //!
 //! The cluster is told to keep one copy more, and the time runs until it knows that the node has it: the scheduler, the
 //! transfer, the check of every byte and the report are in it. All nodes share this machine, its disk and its processors.
+//! Beside it: a bare stream of the same transport, which checks and stores nothing, and rsync from a daemon on loopback, which
+//! encrypts nothing.
 
 use super::Request;
-use super::samples::{Findings, Samples};
-use crate::cluster::{self, Cluster, Entry};
-use anyhow::{Context, Result, ensure};
-use std::fs::File;
+use super::samples::{Findings, Goal, Samples};
+use crate::cluster::{self, Cluster, Entry, PATIENCE};
+use crate::process;
+use anyhow::{Context, Result, bail, ensure};
+use std::fs::{self, File};
 use std::io::{BufWriter, Write};
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::Path;
-use std::time::Instant;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 const IMAGE: &str = "bulk";
-const IMAGE_MIB: u32 = 256;
+const IMAGE_MIB: u32 = 1024;
 const IMAGE_FILE: &str = "bulk.raw";
+const NODES: u64 = 4;
+/// The smallest part of the bare stream's speed.
+const GOAL_PART: f64 = 0.8;
+/// Between two looks whether rsync's daemon answers.
+const POLL: Duration = Duration::from_millis(20);
 
 pub(super) fn run(request: &Request) -> Result<Findings> {
-    let mut import = Samples::of("import into node 1", "MiB/s");
-    let mut from_one = Samples::of("to node 2 or 3, from one holder", "MiB/s");
-    let mut from_two = Samples::of("to the last node, from two holders", "MiB/s");
+    let rsync = process::find("rsync");
+    if rsync.is_none() {
+        println!("bench: rsync is not on the PATH: measured without it");
+    }
+    let [mut import, mut one, mut two, mut three, mut bare, mut copied] = [
+        "import into node 1",
+        "to a node, from one holder",
+        "to a node, from two holders",
+        "to a node, from three holders",
+        "a bare stream",
+        "rsync over loopback",
+    ]
+    .map(|what| Samples::of(what, "MiB/s"));
     for run in 1..=request.runs {
         let mut cluster = Cluster::new(request.binary, request.interrupt)?;
         cluster.set("BLIXARD_CLUSTER_COPIES", "1");
+        cluster.set("BLIXARD_HYPERVISOR", "fake");
         cluster.start(1, &Entry::Found)?;
-        cluster.start(2, &Entry::Peer(1))?;
-        cluster.start(3, &Entry::Peer(1))?;
+        for node in 2..=NODES {
+            cluster.start(node, &Entry::Peer(1))?;
+        }
         cluster.wait_for_voters(1, 3, 3)?;
         let file = cluster.dir().join(IMAGE_FILE);
         write_disk(&file, run).with_context(|| format!("write {}", file.display()))?;
@@ -33,15 +55,56 @@ pub(super) fn run(request: &Request) -> Result<Findings> {
 
         let started = Instant::now();
         cluster.ask(1, &["image", "import", "--name", IMAGE, &file.display().to_string()])?;
-        let rates = [rate(started), copies(&mut cluster, 2).map(rate)?, copies(&mut cluster, 3).map(rate)?];
+        import.add(rate(started));
+        bare.add(request.driver.stream(IMAGE_MIB)?);
+        one.add(copies(&mut cluster, 2).map(rate)?);
+        if let Some(rsync) = &rsync {
+            copied.add(with_rsync(&mut cluster, rsync).map(rate)?);
+        }
+        two.add(copies(&mut cluster, 3).map(rate)?);
+        three.add(copies(&mut cluster, 4).map(rate)?);
         cluster.shut_down()?;
-        let [first, one, two] = rates;
-        println!("bench: run {run}: import {first:.0}, from one holder {one:.0}, from two {two:.0} MiB/s");
-        import.add(first);
-        from_one.add(one);
-        from_two.add(two);
+        println!("bench: run {run}: {}", Samples::last_told(&[&import, &bare, &one, &copied, &two, &three]));
     }
-    Ok(Findings { all: vec![import, from_one, from_two], goals: Vec::new() })
+    let goals = Goal::at_least("from one holder, as a part of the bare stream", one.ratio(&bare), GOAL_PART);
+    Ok(Findings { all: vec![import, one, two, three, bare, copied], goals: goals.into_iter().collect() })
+}
+
+/// Fetches the image's file from a daemon. Gives when that began.
+fn with_rsync(cluster: &mut Cluster, rsync: &Path) -> Result<Instant> {
+    let (port, dir) = (cluster.free_port()?, cluster.dir().to_owned());
+    let config = dir.join("rsyncd.conf");
+    // A daemon that root starts would read as nobody.
+    let identity = if nix::unistd::geteuid().is_root() { "uid = root\ngid = root\n" } else { "" };
+    fs::write(&config, format!("use chroot = no\n{identity}[bulk]\npath = {}\n", dir.display()))
+        .context("write rsync's configuration")?;
+    let mut command = Command::new(rsync);
+    command.args(["--daemon", "--no-detach", "--address", "127.0.0.1", "--port", &port.to_string(), "--config"]);
+    command.arg(&config).stdin(Stdio::null()).stdout(Stdio::null());
+    let _daemon = Ended(command.spawn().context("start rsync's daemon")?);
+    let deadline = Instant::now() + PATIENCE;
+    while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
+        ensure!(Instant::now() < deadline, "rsync's daemon does not answer");
+        std::thread::sleep(POLL);
+    }
+    let started = Instant::now();
+    let (from, to) = (format!("rsync://127.0.0.1:{port}/bulk/{IMAGE_FILE}"), dir.join("bulk.copy"));
+    process::output(Command::new(rsync).args(["--whole-file", &from]).arg(&to))?;
+    if fs::metadata(&to)?.len() != u64::from(IMAGE_MIB) << 20 {
+        bail!("rsync did not copy all of it");
+    }
+    Ok(started)
+}
+
+/// A process that is killed when dropped.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        // Fails when it has ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// Has the cluster keep as many copies, and waits until it does. Gives when that began.

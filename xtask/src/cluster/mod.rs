@@ -170,8 +170,18 @@ impl Cluster {
 
     /// Waits until a look succeeds. What it fails with is only told when the time is over, but a node that ended by
     /// itself, or a user who has enough, ends the waiting at once.
-    pub(crate) fn wait_for<T>(&mut self, what: &str, mut look: impl FnMut(&Self) -> Result<T>) -> Result<T> {
-        let deadline = Instant::now() + PATIENCE;
+    pub(crate) fn wait_for<T>(&mut self, what: &str, look: impl FnMut(&Self) -> Result<T>) -> Result<T> {
+        self.wait_at_most(PATIENCE, what, look)
+    }
+
+    /// See [`Self::wait_for`].
+    pub(crate) fn wait_at_most<T>(
+        &mut self,
+        patience: Duration,
+        what: &str,
+        mut look: impl FnMut(&Self) -> Result<T>,
+    ) -> Result<T> {
+        let deadline = Instant::now() + patience;
         loop {
             let error = match look(self) {
                 Ok(found) => return Ok(found),
@@ -180,7 +190,7 @@ impl Cluster {
             self.interrupt.check()?;
             self.check_nodes()?;
             if Instant::now() > deadline {
-                return Err(error.context(format!("{what} did not come about within {PATIENCE:?}")));
+                return Err(error.context(format!("{what} did not come about within {patience:?}")));
             }
             std::thread::sleep(POLL);
         }

@@ -9,6 +9,7 @@
 
 mod blixard;
 mod etcd;
+mod stream;
 mod tasks;
 
 use std::net::SocketAddr;
@@ -20,7 +21,7 @@ use serde::{Deserialize, Serialize};
 /// What to do to whom.
 #[derive(Debug, Deserialize)]
 struct Order {
-    target: Target,
+    target: Option<Target>,
     task: Task,
 }
 
@@ -44,6 +45,8 @@ enum Task {
     Failover { kill: i32 },
     /// Waits for all members to take part and for a write through each.
     Formation,
+    /// Sends so much over one bare stream between two endpoints of this process. It needs no target.
+    Stream { mib: u32 },
 }
 
 /// A request.
@@ -66,6 +69,8 @@ enum Report {
     Failover { ms: f64 },
     /// When it was done, in milliseconds since the Unix epoch.
     Formation { at_unix_ms: f64 },
+    /// MiB a second.
+    Stream { mib_per_second: f64 },
 }
 
 /// A connection to a member of either kind of cluster.
@@ -109,12 +114,14 @@ impl Target {
 async fn main() -> anyhow::Result<()> {
     let order = std::env::args().nth(1).context("give the order as JSON")?;
     let Order { target, task } = serde_json::from_str(&order).with_context(|| format!("read the order {order}"))?;
+    let target = || target.as_ref().context("the task needs a target");
     let report = match task {
         Task::Load { operation, clients, connections, seconds } => {
-            tasks::load(&target, operation, clients, connections, seconds).await?
+            tasks::load(target()?, operation, clients, connections, seconds).await?
         }
-        Task::Failover { kill } => tasks::failover(&target, kill).await?,
-        Task::Formation => tasks::formation(&target).await?,
+        Task::Failover { kill } => tasks::failover(target()?, kill).await?,
+        Task::Formation => tasks::formation(target()?).await?,
+        Task::Stream { mib } => stream::measure(mib).await?,
     };
     println!("{}", serde_json::to_string(&report)?);
     Ok(())

@@ -4,7 +4,6 @@
 mod crash;
 mod fetching;
 mod keeping;
-mod speed;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
