@@ -117,3 +117,22 @@ pub async fn send(connection: &Connection, request: Request<Body>) -> anyhow::Re
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_connections_of_a_key_share_its_requests_and_leave_nothing() {
+        let requests = Requests::new(2);
+        let (one, other) = (EndpointId([1; 32]), EndpointId([2; 32]));
+        let (first, second) = (requests.of(one), requests.of(one));
+        let taken = (first.try_acquire(), second.try_acquire());
+        assert!(second.try_acquire().is_err() && requests.of(one).try_acquire().is_err());
+        assert!(requests.of(other).try_acquire().is_ok());
+        drop(taken);
+        drop((first, second));
+        assert!(requests.of(one).try_acquire().is_ok());
+        assert!(requests.keys.lock().is_ok_and(|keys| keys.len() <= 2), "those who have gone are forgotten");
+    }
+}
