@@ -14,6 +14,7 @@ mod cluster;
 pub mod demo;
 pub mod dist;
 pub mod distribution;
+pub mod fuzz;
 pub mod guest;
 mod interrupt;
 pub mod process;

@@ -6,7 +6,7 @@
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use xtask::{bench, ci, demo, dist, guest, setup, tidy, workspace_root};
+use xtask::{bench, ci, demo, dist, fuzz, guest, setup, tidy, workspace_root};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "The project's own tasks.", disable_help_subcommand = true)]
@@ -52,6 +52,17 @@ enum Task {
         #[arg(long)]
         dev: bool,
     },
+    /// Try the decoders of outside bytes with libFuzzer. What is found is kept in target/fuzz/found.
+    Fuzz {
+        /// The only target, a folder of fuzz/corpus; without one, all of them.
+        target: Option<String>,
+        /// How long each target is fuzzed.
+        #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
+        seconds: u32,
+        /// Try only the input in this file.
+        #[arg(long, value_name = "FILE", requires = "target")]
+        input: Option<PathBuf>,
+    },
     /// Install the tools that the other tasks need (QEMU and a few more), saying first what will run.
     Setup,
     /// Check everything: format, tidy, clippy, the guest, all tests and the demo. Installs what is missing.
@@ -67,6 +78,9 @@ fn main() -> ExitCode {
         Task::Demo { keep, end: None } => demo::run(keep),
         Task::Bench { name, runs, dev } => bench::run(name.as_deref(), runs, dev),
         Task::Dist { dev } => dist::run(dev),
+        Task::Fuzz { target, seconds, input } => {
+            fuzz::run(&fuzz::Request { target: target.as_deref(), seconds, input: input.as_deref() })
+        }
         Task::Setup => setup::install_missing(setup::EVERYTHING),
         Task::Ci => ci::run(),
         Task::Tidy => tidy::run(&workspace_root()),

@@ -27,6 +27,8 @@ pub enum Tool {
     Ip,
     /// `nft`: makes the NAT of network tests.
     Nft,
+    /// `c++`: builds libFuzzer.
+    Cxx,
     /// `prometheus`: scrapes nodes in tests, and answers the queries of the dashboard.
     Prometheus,
     /// `dpkg`, with `dpkg-deb`: makes and tries the package.
@@ -48,6 +50,8 @@ pub const BOOT: &[Tool] = &[Tool::Qemu, Tool::QemuImg];
 /// What making the package, and checking it, needs.
 pub const PACKAGE: &[Tool] =
     &[Tool::Gzip, Tool::Dpkg, Tool::Fakeroot, Tool::Shellcheck, Tool::Binutils, Tool::SystemdAnalyze];
+/// What `fuzz` needs.
+pub const FUZZ: &[Tool] = &[Tool::Cxx];
 /// Everything that any task needs.
 pub const EVERYTHING: &[Tool] = &[
     Tool::Qemu,
@@ -58,6 +62,7 @@ pub const EVERYTHING: &[Tool] = &[
     Tool::Groff,
     Tool::Ip,
     Tool::Nft,
+    Tool::Cxx,
     Tool::Prometheus,
     Tool::Dpkg,
     Tool::Fakeroot,
@@ -78,6 +83,7 @@ impl Tool {
             Self::Groff => "groff",
             Self::Ip => "ip",
             Self::Nft => "nft",
+            Self::Cxx => "c++",
             Self::Prometheus => "prometheus",
             Self::Dpkg => "dpkg",
             Self::Fakeroot => "fakeroot",
@@ -107,6 +113,9 @@ impl Tool {
             (Self::Ip, Fedora) => "iproute",
             (Self::Ip, _) => "iproute2",
             (Self::Nft, _) => "nftables",
+            (Self::Cxx, Debian | Ubuntu | Alpine) => "g++",
+            (Self::Cxx, Fedora) => "gcc-c++",
+            (Self::Cxx, Arch) => "gcc",
             (Self::Prometheus, Fedora) => "golang-github-prometheus",
             (Self::Prometheus, _) => "prometheus",
             (Self::Dpkg, _) => "dpkg",

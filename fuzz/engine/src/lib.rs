@@ -1,0 +1,1 @@
+//! Nothing: this package is here for what it depends on.
