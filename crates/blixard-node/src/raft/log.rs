@@ -387,4 +387,33 @@ mod tests {
         assert_eq!(log.read_vote().await.unwrap(), Some(Vote::new(1, 1)));
         assert_eq!(log.read_committed().await.unwrap(), None);
     }
+
+    fn log_id(index: u64) -> LogId {
+        LogId::new(openraft::vote::leader_id_std::CommittedLeaderId::new(1), index)
+    }
+
+    /// An entry with a command of so many bytes.
+    fn entry(index: u64, bytes: usize) -> Entry {
+        let logged = crate::raft::group::Logged(bytes::Bytes::from(vec![0; bytes]));
+        Entry { log_id: log_id(index), payload: EntryPayload::Normal(logged) }
+    }
+
+    #[tokio::test]
+    async fn entries_for_one_request_are_never_more_than_a_frame_takes() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = open(&dir.path().join("log.redb"));
+        let large = BATCH_BYTES_MAX / 4;
+        log.memory_mut().entries.extend((0..9).map(|index| entry(index, large)));
+        let batch = log.limited_get_log_entries(0, 9).await.unwrap();
+        assert_eq!(
+            batch.iter().map(|entry| entry.log_id.index).collect::<Vec<_>>(),
+            [0, 1, 2],
+            "four and what they take besides"
+        );
+        // One that is larger than the bound goes alone: there must always be progress.
+        log.memory_mut().entries.extend((9..11).map(|index| entry(index, 2 * BATCH_BYTES_MAX)));
+        let alone = log.limited_get_log_entries(9, 11).await.unwrap();
+        assert_eq!(alone.iter().map(|entry| entry.log_id.index).collect::<Vec<_>>(), [9]);
+        assert_eq!(log.limited_get_log_entries(3, 5).await.unwrap().len(), 2);
+    }
 }

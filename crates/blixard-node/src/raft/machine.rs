@@ -202,3 +202,29 @@ impl RaftStateMachine<Group> for Machine {
         Ok(found.map(|(meta, snapshot)| Snapshot { meta, snapshot }))
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn meta(index: u64) -> SnapshotMeta {
+        let id = LogId::new(openraft::vote::leader_id_std::CommittedLeaderId::new(1), index);
+        SnapshotMeta { last_log_id: Some(id), last_membership: StoredMembership::default() }
+    }
+
+    #[tokio::test]
+    async fn an_older_snapshot_does_not_take_the_place_of_a_newer_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.redb");
+        let mut machine = Machine::open(Database::create(&path).unwrap(), path).unwrap();
+        let newer = Bytes::from(State::default().encode());
+        machine.store(&meta(9), newer.clone()).await.unwrap();
+        // One that was being built when the newer one came from the leader.
+        machine.store(&meta(5), Bytes::from_static(b"older")).await.unwrap();
+        let kept = machine.get_current_snapshot().await.unwrap().unwrap();
+        assert_eq!((kept.meta, kept.snapshot), (meta(9), newer));
+        machine.store(&meta(12), Bytes::from_static(b"newest")).await.unwrap();
+        assert_eq!(machine.get_current_snapshot().await.unwrap().unwrap().meta, meta(12));
+    }
+}

@@ -3,13 +3,14 @@
 use std::time::{Duration, Instant};
 
 use blixard_core::{ClusterId, NodeId, Rejection, TokenId};
+use blixard_hypervisor::{Driver, VmState};
 use blixard_node::api::{ClientError, CreateToken, NodeState, bootstrap};
 use blixard_node::transport::{
     PeerAddress, Protocol, Registry, SecretKey, Ticket, TicketSecret, Transport, TransportConfig, refusal,
 };
 use blixard_node::{Ended, JoinRefusal, Node, StartError};
 
-use crate::bench::{Bench, PATIENCE, client, free_port, node_view, until, voters};
+use crate::bench::{Bench, PATIENCE, client, free_port, import, kernel, node_view, until, until_phase, vm, voters};
 
 const ANYBODY: CreateToken = CreateToken { ttl_ms: None, uses: None };
 
@@ -332,4 +333,28 @@ async fn a_removed_node_is_told_so() {
     })
     .await;
     assert_eq!(address(&fresh).endpoint, node_view(&client, 3).await.unwrap().endpoint_id);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_node_ends_its_guests_also_when_it_learns_late() {
+    let bench = Bench::new();
+    let (configs, mut nodes, client) = bench.cluster(2, &[], 1).await;
+    import(&client, "base", kernel(1, 4096)).await;
+    let mut request = vm("web", "base");
+    request.node = Some(NodeId(2));
+    client.create_vm(&request).await.unwrap();
+    until_phase(&client, "web", "running").await;
+    let driver = bench.driver(2);
+    let runs = || driver.list().unwrap().iter().any(|vm| matches!(vm.state, VmState::Running(_)));
+    nodes.pop().unwrap().shutdown().await;
+    assert!(runs(), "guests go on while their node is down");
+    client.remove_node(NodeId(2), true).await.unwrap();
+
+    // It dies between noting its removal and ending its guests.
+    let mark = configs[1].data_dir.join("node.json");
+    let noted = std::fs::read_to_string(&mark).unwrap().replace("\"removed\": false", "\"removed\": true");
+    assert!(noted.contains("true"), "{noted}");
+    std::fs::write(&mark, &noted).unwrap();
+    assert!(matches!(bench.try_start(&configs[1]).await.map(drop), Err(StartError::Removed(NodeId(2)))));
+    assert!(!runs(), "a guest of a removed node runs on");
 }

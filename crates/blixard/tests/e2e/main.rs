@@ -6,11 +6,13 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking, and says what it measured")]
 
+mod broken_off;
 mod cluster;
 mod crash;
 mod damage;
 mod dice;
 mod disks;
+mod full;
 mod guests;
 mod lifecycle;
 mod metrics;

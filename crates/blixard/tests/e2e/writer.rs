@@ -81,6 +81,12 @@ impl Writer {
         });
     }
 
+    /// Holds that it has not failed.
+    #[track_caller]
+    pub(crate) fn is_alive(&self) {
+        assert!(!self.thread.is_finished(), "the writer has failed");
+    }
+
     /// Stops it and gives what it was told.
     pub(crate) fn stop(self) -> Promised {
         self.stop.store(true, Ordering::Relaxed);

@@ -93,7 +93,10 @@ async fn show(stream: impl futures::Stream<Item = io::Result<bytes::Bytes>>) -> 
 }
 
 fn lost(error: io::Error) -> anyhow::Error {
-    anyhow::Error::from(error).context(Failure::new(Exit::Unreachable, "the log broke off"))
+    let failure = Failure::new(Exit::Unreachable, format!("the log broke off: {error}"));
+    failure
+        .next_step("ask again, through another node with --addr if this one is gone: the log is on the vm's node")
+        .into()
 }
 
 #[cfg(test)]
