@@ -19,6 +19,7 @@ pub mod guest;
 mod interrupt;
 pub mod process;
 pub mod setup;
+pub mod sim;
 pub mod tidy;
 
 /// The root of the workspace that this xtask was built from.

@@ -6,7 +6,7 @@
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use xtask::{bench, ci, demo, dist, fuzz, guest, setup, tidy, workspace_root};
+use xtask::{bench, ci, demo, dist, fuzz, guest, setup, sim, tidy, workspace_root};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "The project's own tasks.", disable_help_subcommand = true)]
@@ -63,6 +63,9 @@ enum Task {
         #[arg(long, value_name = "FILE", requires = "target")]
         input: Option<PathBuf>,
     },
+    /// Run simulated clusters from a seed, with crashes, torn writes, cut networks and wrong clocks; the same seed gives the
+    /// same run.
+    Sim(sim::Arguments),
     /// Install the tools that the other tasks need (QEMU and a few more), saying first what will run.
     Setup,
     /// Check everything: format, tidy, clippy, the guest, all tests and the demo. Installs what is missing.
@@ -81,6 +84,7 @@ fn main() -> ExitCode {
         Task::Fuzz { target, seconds, input } => {
             fuzz::run(&fuzz::Request { target: target.as_deref(), seconds, input: input.as_deref() })
         }
+        Task::Sim(arguments) => sim::run(&arguments),
         Task::Setup => setup::install_missing(setup::EVERYTHING),
         Task::Ci => ci::run(),
         Task::Tidy => tidy::run(&workspace_root()),

@@ -27,8 +27,13 @@ const EFFECTS: &[Effect] = &[
     Effect {
         rule: "consensus",
         is_named_by: |path| is_crate(path, &["openraft", "openraft_rt", "openraft_rt_tokio", "openraft_rt_sim"]),
-        places: &["crates/blixard-node/src/raft/", "crates/blixard-node/src/raft.rs"],
-        advice: "only raft/ names openraft: use the room's handle",
+        places: &[
+            "crates/blixard-node/src/raft/",
+            "crates/blixard-node/src/raft.rs",
+            // It stands under openraft: the virtual clock and the tasks on which that runs.
+            "crates/blixard-node/src/simulation/",
+        ],
+        advice: "only raft/ and the simulator below it name openraft: use the room's handle",
     },
     Effect {
         rule: "blobs",

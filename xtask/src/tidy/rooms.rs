@@ -9,7 +9,7 @@ const SOURCES: &str = "crates/blixard-node/src/";
 /// Each room with the rooms that it may use.
 const ROOMS: &[(&str, &[&str])] = &[
     ("transport", &[]),
-    ("raft", &["transport"]),
+    ("raft", &["transport", "simulation"]),
     ("images", &["transport"]),
     ("documents", &["transport", "images"]),
     ("transfers", &["transport", "images"]),
@@ -19,8 +19,10 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("http", &["api", "raft", "transport"]),
     // Plain values, the reading of a clock, and numbers that rise: they know nobody.
     ("config", &[]),
-    ("clock", &[]),
-    ("runtime", &[]),
+    ("clock", &["simulation"]),
+    // Time and tasks, which are the simulator's in its own build.
+    ("runtime", &["simulation"]),
+    ("simulation", &["raft", "leader"]),
     ("metrics", &[]),
     ("damage", &[]),
     // A user's own keys and tickets, for clients as much as for nodes.

@@ -21,6 +21,11 @@ impl fmt::Display for Logged {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Applied(pub(super) Option<blixard_core::Outcome>);
 
+#[cfg(feature = "simulation")]
+use crate::runtime::Runtime;
+#[cfg(not(feature = "simulation"))]
+use openraft::impls::TokioRuntime as Runtime;
+
 openraft::declare_raft_types!(
     pub(super) Group:
         D = Logged,
@@ -28,6 +33,7 @@ openraft::declare_raft_types!(
         NodeId = u64,
         Node = openraft::BasicNode,
         LeaderId = openraft::impls::leader_id_std::LeaderId<Self::Term, Self::NodeId>,
+        AsyncRuntime = Runtime,
 );
 
 pub(super) type Entry = openraft::alias::EntryOf<Group>;

@@ -21,7 +21,13 @@ const META: &str = "meta";
 const STATE: &str = "state";
 
 /// openraft with this cluster's types and state machine.
-pub(super) type OpenRaft = openraft::Raft<Group, Machine>;
+pub(super) type OpenRaft = openraft::Raft<Group, Applier>;
+
+/// What openraft applies entries with: the state machine itself.
+#[cfg(not(feature = "simulation"))]
+pub(super) type Applier = Machine;
+#[cfg(feature = "simulation")]
+pub(super) use super::simulated::Applier;
 
 #[derive(Debug, Default)]
 struct Progress {

@@ -12,6 +12,9 @@ mod machine;
 mod network;
 mod rhythm;
 mod server;
+mod settings;
+#[cfg(feature = "simulation")]
+mod simulated;
 mod view;
 mod wire;
 
@@ -25,7 +28,7 @@ use blixard_core::{Command, EndpointId, NodeId, Outcome, State};
 use bytes::Bytes;
 use openraft::async_runtime::WatchReceiver;
 use openraft::storage::RaftLogStorage;
-use openraft::{ChangeMembers, Instant as _, ServerState, SnapshotPolicy};
+use openraft::{ChangeMembers, Instant as _, ServerState};
 use redb::Database;
 
 use crate::config::RaftConfig;
@@ -35,10 +38,14 @@ use crate::transport::{Handler, Transport};
 pub(crate) use files::prepare;
 use files::{LOG_FILE, STATE_FILE};
 use group::{Group, storage_error};
+#[cfg(not(feature = "simulation"))]
 use link::Link;
 use log::LogStore;
-use machine::{Machine, OpenRaft};
+use machine::{Applier, Machine, OpenRaft};
 use network::AskError;
+use settings::settings;
+#[cfg(feature = "simulation")]
+pub(crate) use simulated::{Incoming, Link, Outgoing, Stage};
 pub(crate) use view::GroupView;
 pub use view::Role;
 use view::watch_over;
@@ -49,8 +56,6 @@ use wire::{Forwarded, Request};
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The wait before a proposal is tried again when no leader is known or it could not be reached.
 const RETRY_WAIT: Duration = Duration::from_millis(50);
-/// Entries of one append request at most; openraft's own bound on a batch.
-const APPEND_ENTRIES_MAX: u64 = 512;
 
 /// A leader is taken for lost when nothing was heard of it for so many of the longest election time-outs: after two, the
 /// others have stood for election, and a busy host may miss a few more.
@@ -81,25 +86,10 @@ pub enum ConsensusError {
     },
 }
 
-/// What openraft is told.
-fn settings(config: RaftConfig) -> openraft::Config {
-    openraft::Config {
-        cluster_name: "blixard".into(),
-        heartbeat_interval: config.heartbeat_ms,
-        election_timeout_min: config.election_min_ms,
-        election_timeout_max: config.election_max_ms,
-        snapshot_policy: SnapshotPolicy::LogsSinceLast(config.snapshot_entries),
-        max_in_snapshot_log_to_keep: config.keep_entries,
-        max_payload_entries: APPEND_ENTRIES_MAX,
-        // A cut-off voter must not raise terms.
-        enable_pre_vote: Some(true),
-        // A restarted leader that took its old leadership up again broke promises in simulation.
-        enable_leader_restore: Some(false),
-        // A log that went back, on a host that was restored from an older copy, must not stop its leader, and then the next
-        // one. Such a node is brought up to date again, and the leader's log says so.
-        allow_log_reversion: Some(true),
-        ..Default::default()
-    }
+/// What a node has on disk, and what is there for as long as the log's file is open.
+struct Stores {
+    machine: Machine,
+    held_log: Weak<()>,
 }
 
 /// This node's part in the group. Cheap to clone.
@@ -123,6 +113,7 @@ impl Raft {
     ///
     /// # Errors
     /// When a file is damaged or cannot be opened, or a setting makes no sense.
+    #[cfg(not(feature = "simulation"))]
     pub(crate) async fn start(
         dir: &Path,
         node: NodeId,
@@ -140,9 +131,8 @@ impl Raft {
         let (log, path) = open(LOG_FILE)?;
         let log = LogStore::open(log, path, metrics.clone())?;
         let held_log = log.held();
-        let raft = Self::assemble(node, settings(config), Arc::new(transport), machine, log, held_log, metrics).await?;
-        runtime::spawn(rhythm::keep_patience(raft.raft.clone(), raft.heard.clone()));
-        Ok(raft)
+        let stores = Stores { machine: machine.clone(), held_log };
+        Self::assemble(node, settings(config), Arc::new(transport), stores, machine, log, metrics).await
     }
 
     /// Takes part with stores that are open, over a link of any kind.
@@ -150,19 +140,22 @@ impl Raft {
         node: NodeId,
         settings: openraft::Config,
         link: Arc<dyn Link>,
-        machine: Machine,
+        stores: Stores,
+        applier: Applier,
         log: impl RaftLogStorage<Group>,
-        held_log: Weak<()>,
         metrics: Arc<Metrics>,
     ) -> anyhow::Result<Self> {
         let silence_max = Duration::from_millis(settings.election_timeout_max).saturating_mul(SILENT_ELECTIONS_MAX);
         let settings = Arc::new(settings.validate().context("read the Raft settings")?);
-        let raft = OpenRaft::new(node.0, settings, network::Network(link.clone()), log, machine.clone())
+        let raft = OpenRaft::new(node.0, settings, network::Network(link.clone()), log, applier)
             .await
             .context("start Raft from its log")?;
         let (running, runs) = watch::channel(());
         watch_over(&raft, metrics.clone(), running);
-        Ok(Self { node, raft, machine, held_log, link, metrics, heard: rhythm::Heard::default(), silence_max, runs })
+        let heard = rhythm::Heard::default();
+        runtime::spawn(rhythm::keep_patience(raft.clone(), heard.clone()));
+        let Stores { machine, held_log } = stores;
+        Ok(Self { node, raft, machine, held_log, link, metrics, heard, silence_max, runs })
     }
 
     /// The handler of the Raft protocol.
@@ -359,11 +352,15 @@ impl Raft {
         self.machine.watch()
     }
 
-    /// Waits until something about the group may have changed: its leader, its members, or its log.
+    /// Waits until something about the group changes: its leader, its members, or its log. It waits for ever once Raft has
+    /// stopped.
     pub(crate) async fn group_changed(&self) {
         let mut metrics = self.raft.metrics();
-        // An error means that Raft has stopped, which the next look finds.
-        let _ = metrics.changed().await;
+        // openraft hands out a watch to which everything so far is news.
+        metrics.borrow_and_update();
+        if metrics.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 
     /// Waits until this node learns of another leader than the one it knows now, or of none.
