@@ -136,7 +136,8 @@ pub(crate) fn raft_streams() -> Examples {
     let vote = ((3_u64, Some(1_u64)), true);
     let log_id = (3_u64, 9_u64);
     let command = commands().swap_remove(0).1;
-    let entries = (vec![(log_id, 0_u8)], vec![(log_id, 1_u8, command.clone())]);
+    let trace = Some(([4_u8; 16], [5_u8; 8]));
+    let entries = (vec![(log_id, 0_u8)], vec![(log_id, 1_u8, command.clone(), trace)]);
     let append = |kind: u8, entries: &[u8]| {
         // An entry count stands before the entries, and behind them what is committed.
         let head = postcard(&(kind, vote, Some(log_id)));
@@ -145,7 +146,8 @@ pub(crate) fn raft_streams() -> Examples {
     let vote_request = |kind: u8| frame(&postcard(&(kind, vote, Some(log_id), false)));
     let no_membership = (None::<(u64, u64)>, (Vec::<Vec<u64>>::new(), Vec::<(u64, (String,))>::new()));
     let snapshot = (3_u8, vote, (Some(log_id), no_membership, "1"), 5_u64);
-    let propose = frame(&postcard(&(5_u8, command)));
+    let untraced = None::<([u8; 16], [u8; 8])>;
+    let (propose, again) = (frame(&postcard(&(5_u8, &command, trace))), frame(&postcard(&(5_u8, &command, untraced))));
     named([
         ("append_blank", append(0, &postcard(&entries.0))),
         ("append_command", append(0, &postcard(&entries.1))),
@@ -153,7 +155,7 @@ pub(crate) fn raft_streams() -> Examples {
         ("pre_vote", vote_request(2)),
         ("snapshot", [frame(&postcard(&snapshot)), b"state".to_vec()].concat()),
         ("transfer", frame(&postcard(&(4_u8, vote, 2_u64, Some(log_id))))),
-        ("propose_twice", [&propose[..], &propose[..]].concat()),
+        ("propose_twice", [propose, again].concat()),
         ("read_index", frame(&[6])),
     ])
 }

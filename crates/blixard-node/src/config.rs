@@ -73,6 +73,14 @@ pub struct CapacityConfig {
     pub overcommit_disk_percent: u32,
 }
 
+/// Where the spans of traces go.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TracingConfig {
+    /// The URL of a collector that takes OTLP over HTTP; without one, nothing is traced.
+    pub otlp_endpoint: Option<String>,
+}
+
 /// The configuration of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -101,6 +109,9 @@ pub struct NodeConfig {
     pub raft: RaftConfig,
     /// Settings of the cluster, if this node creates it.
     pub cluster: Settings,
+    /// Where the spans of traces go.
+    #[serde(default)]
+    pub tracing: TracingConfig,
 }
 
 /// Where a value came from.
@@ -164,6 +175,7 @@ const SETTINGS: &[(&str, Kind, &str)] = &[
     ("raft.keep_entries", Kind::Number, "1000"),
     ("cluster.voters", Kind::Number, "3"),
     ("cluster.copies", Kind::Number, "2"),
+    ("tracing.otlp_endpoint", Kind::Text, ""),
 ];
 
 /// The values of all settings, layer over layer.

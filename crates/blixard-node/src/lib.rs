@@ -39,6 +39,7 @@ mod raft;
 mod runtime;
 #[cfg(feature = "simulation")]
 pub mod simulation;
+pub mod trace;
 #[cfg(not(feature = "simulation"))]
 mod transfers;
 pub mod transport;

@@ -24,6 +24,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("runtime", &["simulation"]),
     ("simulation", &["raft", "leader"]),
     ("metrics", &[]),
+    ("trace", &[]),
     ("damage", &[]),
     // A user's own keys and tickets, for clients as much as for nodes.
     ("user", &["transport"]),
@@ -31,7 +32,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("decoders", &["api", "raft", "transport", "config"]),
 ];
 /// Used by every room.
-const FOR_ALL: &[&str] = &["config", "clock", "metrics", "runtime", "damage"];
+const FOR_ALL: &[&str] = &["config", "clock", "metrics", "runtime", "damage", "trace"];
 /// Knows everybody, and is used by nobody but the crate's root.
 const COMPOSITION_ROOT: &str = "node";
 

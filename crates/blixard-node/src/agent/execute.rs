@@ -4,11 +4,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use blixard_core::{Action, Actor, Change, Command, EndpointId, ImageId, Manifest, Order, VmId};
+use tracing::{Instrument, info_span};
 
 use super::Agent;
 use super::observe::LaunchFailure;
 use crate::clock;
 use crate::metrics::{observe, outcome};
+use crate::trace;
 use crate::transfers::Priority;
 
 /// An order that is being carried out, and for a launch what is launched: epoch, run and restarts.
@@ -94,7 +96,9 @@ impl Agent {
     }
 
     fn launch(&self, vm: VmId, epoch: u64, run: u64, restarts: u32) {
-        self.order(vm, Order::Launch, Some((epoch, run, restarts)), async move |agent: Self| {
+        let launch = || info_span!(target: trace::TARGET, "launch", %vm, epoch, run);
+        let span = trace::under(self.inner.raft.trace_of(vm), launch);
+        let carry_out = async move |agent: Self| {
             let record = agent.inner.raft.read(|state| state.vms.get(&vm).cloned()).context("the vm is gone")?;
             let manifest =
                 agent.inner.raft.read(|state| state.images.get(&record.spec.image).map(|i| i.manifest.clone()));
@@ -103,12 +107,15 @@ impl Agent {
                 super::launch::launch_spec(&agent.inner.images, &record, &manifest, epoch, run, restarts).await?;
             tracing::info!(%vm, name = %record.name, epoch, run, restarts, "launching");
             let (metrics, start) = (agent.inner.metrics.clone(), Instant::now());
-            let launched = agent.blocking(move |driver| driver.launch(&spec)).await;
+            let launch = agent.blocking(move |driver| driver.launch(&spec));
+            let launched = launch.instrument(trace::here(|| info_span!(target: trace::TARGET, "driver"))).await;
             metrics.launches.get_or_create(&outcome(launched.is_ok())).inc();
             launched?;
             observe(&metrics.launch_times, start.elapsed());
             Ok(())
-        });
+        };
+        let launching = Some((epoch, run, restarts));
+        self.order(vm, Order::Launch, launching, move |agent| async move { carry_out(agent).await }.instrument(span));
     }
 
     async fn fetch(&self, image: ImageId, urgent: bool) {

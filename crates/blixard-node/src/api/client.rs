@@ -24,6 +24,7 @@ use super::views::{
     VmView,
 };
 use super::{CONSOLE_UPGRADE, REQUEST_HEADER};
+use crate::trace::{self, TraceContext};
 use crate::transport::{self, Connection, PeerAddress, Protocol, SecretKey, Transport, TransportConfig, http as wire};
 
 /// Tries of a request whose connection failed: the node may be restarting, or another of the ticket's nodes may answer.
@@ -136,7 +137,10 @@ impl Client {
     }
 
     /// Sends a request once. An answer that is a fault is an error.
-    async fn once(&self, request: Request<Body>) -> Result<Response<Incoming>, ClientError> {
+    async fn once(&self, mut request: Request<Body>) -> Result<Response<Incoming>, ClientError> {
+        if let Some(Ok(context)) = TraceContext::current().map(|context| context.to_string().parse()) {
+            request.headers_mut().insert(trace::HEADER, context);
+        }
         let connection = self.connection().await.map_err(unreachable)?;
         let answer = match wire::send(&connection, request).await {
             Ok(answer) => answer,

@@ -12,11 +12,13 @@ use anyhow::Context;
 use blixard_core::{
     Actor, COPY_LOST_AFTER_MS, Change, Command, HEALTHY_WITHIN_MS, MembershipStep, NodeId, Note, RaftView,
 };
+use tracing::{Instrument, info_span};
 
 use crate::clock;
 use crate::metrics::{LEADER_LOOP, Metrics};
 use crate::raft::{GroupView, Raft};
 use crate::runtime::{self, Instant};
+use crate::trace;
 
 /// How often the leader looks when nothing tells it to: who has gone quiet is seen only by looking.
 const TICK: Duration = Duration::from_millis(250);
@@ -110,7 +112,9 @@ async fn lead(raft: &Raft, view: &GroupView, office_ms: u64) -> anyhow::Result<(
         anyhow::Ok(())
     };
     for (id, node, epoch) in placements {
-        propose(Change::PlaceVm { id, node, epoch }).await?;
+        let place = || info_span!(target: trace::TARGET, "place", vm = %id, node = node.0);
+        let span = trace::under(raft.trace_of(id), place);
+        propose(Change::PlaceVm { id, node, epoch }).instrument(span).await?;
     }
     for (image, node) in copies {
         propose(Change::WantCopy { image, node }).await?;

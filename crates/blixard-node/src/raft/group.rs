@@ -6,10 +6,13 @@ use std::path::Path;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::trace::TraceContext;
+
 /// An encoded [`blixard_core::Command`] as it travels in the log. Replicas store it as it came, and decode it when it
-/// is applied: a node can hold entries that only a newer version understands.
+/// is applied: a node can hold entries that only a newer version understands. The trace that it belongs to goes beside it, so
+/// that no state can depend on it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Logged(pub(super) Bytes);
+pub(super) struct Logged(pub(super) Bytes, pub(super) Option<TraceContext>);
 
 impl fmt::Display for Logged {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

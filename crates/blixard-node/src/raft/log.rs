@@ -394,7 +394,7 @@ mod tests {
 
     /// An entry with a command of so many bytes.
     fn entry(index: u64, bytes: usize) -> Entry {
-        let logged = crate::raft::group::Logged(bytes::Bytes::from(vec![0; bytes]));
+        let logged = crate::raft::group::Logged(bytes::Bytes::from(vec![0; bytes]), None);
         Entry { log_id: log_id(index), payload: EntryPayload::Normal(logged) }
     }
 

@@ -2,21 +2,26 @@
 //!
 //! The state lives in memory; on disk there is the last snapshot, and after a restart the log brings it up to date.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, RwLock, Weak};
+use std::sync::{Arc, Mutex, RwLock, Weak};
 
-use blixard_core::{Command, State};
+use blixard_core::{Change, Command, State, VmId};
 use bytes::Bytes;
 use futures::{Stream, TryStreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use tracing::info_span;
 
 use super::group::{Applied, Group, LogId, Snapshot, SnapshotMeta, StoredMembership, storage_error};
 use crate::runtime::{self, watch};
+use crate::trace::{self, TraceContext};
 
 const SNAPSHOT: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("snapshot");
+/// Vms whose traces are remembered: those that are being launched, on a busy cluster.
+const TRACES_MAX: usize = 1024;
 const META: &str = "meta";
 const STATE: &str = "state";
 
@@ -41,6 +46,8 @@ pub(super) struct Machine {
     state: Arc<RwLock<State>>,
     progress: Arc<RwLock<Progress>>,
     changed: watch::Sender<u64>,
+    /// In memory only: no decision is taken on it.
+    traces: Arc<Mutex<BTreeMap<VmId, TraceContext>>>,
     db: Arc<Database>,
     path: Arc<PathBuf>,
     // After the database, so that the file is closed when the last of these is gone.
@@ -62,6 +69,7 @@ impl Machine {
             state: Arc::new(RwLock::new(state)),
             progress: Arc::new(RwLock::new(progress)),
             changed: watch::Sender::new(index),
+            traces: Arc::default(),
             db: Arc::new(db),
             path: Arc::new(path),
             held: Arc::default(),
@@ -84,6 +92,27 @@ impl Machine {
     /// The index of the last applied entry, live.
     pub(super) fn watch(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+
+    /// Notes which trace a command on a vm belongs to. Forgets any other when there are too many: a launch follows within
+    /// seconds, or its span is missed.
+    fn remember(&self, change: &Change, trace: Option<TraceContext>) {
+        let vm = match change {
+            Change::CreateVm { id, .. } | Change::PlaceVm { id, .. } | Change::RestartVm { id, .. } => *id,
+            Change::StartVm(id) => *id,
+            _ => return,
+        };
+        let Some(trace) = trace else { return };
+        let mut traces = self.traces.lock().expect("no holder of this lock panics");
+        traces.insert(vm, trace);
+        if traces.len() > TRACES_MAX {
+            traces.pop_first();
+        }
+    }
+
+    /// The trace of the latest command on a vm, while it is remembered.
+    pub(super) fn trace_of(&self, vm: VmId) -> Option<TraceContext> {
+        self.traces.lock().expect("no holder of this lock panics").get(&vm).copied()
     }
 
     /// What is there for as long as the file is open.
@@ -167,7 +196,9 @@ impl RaftStateMachine<Group> for Machine {
                         let command = Command::decode(&logged.0).map_err(|error| {
                             io::Error::other(format!("the command at log index {index} cannot be applied: {error}"))
                         })?;
-                        answer = Applied(Some(state.apply(&command)));
+                        let apply = || info_span!(target: trace::TARGET, "apply", index);
+                        answer = Applied(Some(trace::under(logged.1, apply).in_scope(|| state.apply(&command))));
+                        self.remember(&command.change, logged.1);
                     }
                     EntryPayload::Membership(membership) => {
                         progress.membership = StoredMembership::new(Some(entry.log_id), membership);

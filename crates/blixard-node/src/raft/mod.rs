@@ -24,16 +24,18 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use anyhow::Context;
-use blixard_core::{Command, EndpointId, NodeId, Outcome, State};
+use blixard_core::{Command, EndpointId, NodeId, Outcome, State, VmId};
 use bytes::Bytes;
 use openraft::async_runtime::WatchReceiver;
 use openraft::storage::RaftLogStorage;
 use openraft::{ChangeMembers, Instant as _, ServerState};
 use redb::Database;
+use tracing::{Instrument, info_span};
 
 use crate::config::RaftConfig;
 use crate::metrics::{Metrics, observe, outcome};
 use crate::runtime::{self, Instant, watch};
+use crate::trace::{self, TraceContext};
 use crate::transport::{Handler, Transport};
 pub(crate) use files::prepare;
 use files::{LOG_FILE, STATE_FILE};
@@ -201,14 +203,23 @@ impl Raft {
     /// When no leader answers in time; the error says whether the command may have been written all the same.
     pub(crate) async fn propose(&self, command: &Command) -> Result<Outcome, ConsensusError> {
         let bytes = Bytes::from(command.encode());
-        let request = Request::Propose(bytes.clone());
         // A command with a request id is carried out once however often it arrives, and the others are made anew from
         // what is seen: so every command may be sent again after an answer was lost.
         let start = Instant::now();
-        let answer = self.with_leader(&request, || server::propose_here(&self.raft, bytes.clone())).await;
+        let propose = async {
+            let trace = TraceContext::current();
+            let request = Request::Propose(bytes.clone(), trace);
+            self.with_leader(&request, || server::propose_here(&self.raft, bytes.clone(), trace)).await
+        };
+        let answer = propose.instrument(trace::here(|| info_span!(target: trace::TARGET, "propose"))).await;
         observe(&self.metrics.proposal_times, start.elapsed());
         self.metrics.proposals.get_or_create(&outcome(answer.is_ok())).inc();
         answer
+    }
+
+    /// The trace of the latest command on a vm, while this process remembers it.
+    pub(crate) fn trace_of(&self, vm: VmId) -> Option<TraceContext> {
+        self.machine.trace_of(vm)
     }
 
     /// Waits until everything that was acknowledged before this call can be read here.

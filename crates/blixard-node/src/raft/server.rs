@@ -12,6 +12,7 @@ use openraft::raft::AppendEntriesRequest;
 use serde::Serialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
+use tracing::{Instrument, info_span};
 
 use super::group::{Group, Logged, Snapshot};
 use super::link::{Incoming, Outgoing};
@@ -22,6 +23,7 @@ use super::wire::{
     FRAME_BYTES_MAX, Forwarded, KIND_APPEND, KIND_UNARY, Request, decode, put_frame, read_bytes, read_frame,
 };
 use crate::runtime;
+use crate::trace::{self, TraceContext};
 use crate::transport::Connection;
 
 /// Append requests taken off the wire and not yet taken by Raft. The reader never waits on a full queue: an unread stream
@@ -118,7 +120,7 @@ async fn serve_requests(raft: OpenRaft, heard: Heard, mut send: Outgoing, mut re
                 put(&mut out, raft.install_full_snapshot(vote, Snapshot { meta, snapshot }).await)?;
             }
             Request::Transfer(request) => put(&mut out, raft.handle_transfer_leader(request).await)?,
-            Request::Propose(command) => put_frame(&mut out, &propose_here(&raft, command).await)?,
+            Request::Propose(command, trace) => put_frame(&mut out, &propose_here(&raft, command, trace).await)?,
             Request::ReadIndex => put_frame(&mut out, &read_index_here(&raft).await)?,
         }
         in_time(ANSWER_TIMEOUT, send.write_all(&out)).await?;
@@ -127,11 +129,18 @@ async fn serve_requests(raft: OpenRaft, heard: Heard, mut send: Outgoing, mut re
 }
 
 /// Writes a command if this node leads.
-pub(super) async fn propose_here(raft: &OpenRaft, command: Bytes) -> Forwarded<blixard_core::Outcome> {
+pub(super) async fn propose_here(
+    raft: &OpenRaft,
+    command: Bytes,
+    trace: Option<TraceContext>,
+) -> Forwarded<blixard_core::Outcome> {
     if command.len() > FRAME_BYTES_MAX / 4 {
         return Forwarded::Failed(format!("a command of {} bytes is too large", command.len()));
     }
-    match raft.client_write(Logged(command)).await {
+    let span = trace::under(trace, || info_span!(target: trace::TARGET, "write"));
+    // A leader that exports no spans still hands on what came with the command.
+    let write = async { raft.client_write(Logged(command, TraceContext::current().or(trace))).await };
+    match write.instrument(span).await {
         Ok(written) => match written.data.0 {
             Some(outcome) => Forwarded::Done(outcome),
             None => Forwarded::Failed("the command was answered without an outcome".into()),

@@ -152,7 +152,7 @@ impl Applier {
         let EntryPayload::Normal(logged) = &entry.payload else { return vec![entry] };
         let Ok(command) = Command::decode(&logged.0) else { return vec![entry] };
         let with = |command: Command| {
-            let payload = EntryPayload::Normal(Logged(Bytes::from(command.encode())));
+            let payload = EntryPayload::Normal(Logged(Bytes::from(command.encode()), None));
             Entry::new(entry.log_id, payload)
         };
         match (self.stage.planted, &command.change) {

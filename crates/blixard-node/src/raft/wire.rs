@@ -11,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::group::{Group, SnapshotMeta, Vote};
 use crate::runtime::{Instant, timeout_at};
+use crate::trace::TraceContext;
 
 /// The largest frame: a batch of log entries, which the log store keeps far below it.
 pub(super) const FRAME_BYTES_MAX: usize = 16 << 20;
@@ -36,8 +37,8 @@ pub(super) enum Request {
     /// Followed by that many bytes of the snapshot itself.
     Snapshot(Vote, SnapshotMeta, u64),
     Transfer(TransferLeaderRequest<Group>),
-    /// An encoded command, for the leader to write.
-    Propose(Bytes),
+    /// An encoded command, for the leader to write, and the trace that it belongs to.
+    Propose(Bytes, Option<TraceContext>),
     /// Which log index a linearizable read has to wait for.
     ReadIndex,
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use blixard_core::EndpointId;
 use iroh::Endpoint;
 use iroh::endpoint::{Connection, ConnectionError};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{Protocol, REFUSED};
 
@@ -128,8 +129,12 @@ impl Connections {
             return Err(ConnectError::BackingOff { peer: peer.short(), reason: slot.last_error.clone() });
         }
         let id = iroh::EndpointId::from_bytes(&peer.0).map_err(|_| ConnectError::BadKey(peer))?;
-        let reason = match tokio::time::timeout(CONNECT_TIMEOUT, endpoint.connect(id, protocol.alpn())).await {
-            Ok(Ok(connection)) => {
+        let dialling = endpoint.clone();
+        // In a task of its own, which is in no span: what drives a connection keeps the span that it was dialled in open for
+        // as long as it lives, and the span of a request would never end.
+        let dial = tokio::spawn(async move { dialling.connect(id, protocol.alpn()).await });
+        let reason = match tokio::time::timeout(CONNECT_TIMEOUT, AbortOnDropHandle::new(dial)).await {
+            Ok(Ok(Ok(connection))) => {
                 slot.failures = 0;
                 slot.not_before = None;
                 // Whom we have called may answer at length.
@@ -137,7 +142,8 @@ impl Connections {
                 slot.connection = Some(connection.clone());
                 return Ok(connection);
             }
-            Ok(Err(error)) => format!("{error:#}"),
+            Ok(Ok(Err(error))) => format!("{error:#}"),
+            Ok(Err(error)) => format!("dialling ended: {error}"),
             Err(_) => format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()),
         };
         slot.failures += 1;

@@ -74,6 +74,10 @@ pub(super) struct NodeSettings {
     /// A relay to be reachable through. May be repeated.
     #[arg(long = "relay", value_name = "URL", value_parser = values::relay)]
     relays: Vec<String>,
+    /// Where traces are sent to: a collector that takes OTLP over HTTP, as in http://127.0.0.1:4318. Without one there are
+    /// no traces.
+    #[arg(long, value_name = "URL")]
+    otlp_endpoint: Option<String>,
     /// What runs the guests. [default: qemu]
     #[arg(long, value_enum)]
     hypervisor: Option<Hypervisor>,
@@ -116,6 +120,7 @@ impl NodeSettings {
             ("--label", "labels", some_of(&labels)),
             ("--relay", "relays", some_of(&self.relays)),
             ("--hypervisor", "hypervisor", hypervisor),
+            ("--otlp-endpoint", "tracing.otlp_endpoint", self.otlp_endpoint.clone()),
         ];
         for (flag, key, value) in flags {
             if let Some(value) = value {

@@ -2,10 +2,15 @@
 
 use std::io::IsTerminal;
 
+use blixard_node::trace::TARGET;
 use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::Layer;
 use tracing_subscriber::fmt;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
+use super::traces::Traces;
 use crate::failure::Failure;
 
 /// Chooses what is logged, in the syntax of `RUST_LOG`.
@@ -25,23 +30,28 @@ pub(super) enum LogFormat {
     Json,
 }
 
-/// Starts the log.
+/// Starts the log, and the traces where there are any.
 ///
 /// # Errors
 /// When the filter in the environment cannot be read.
-pub(super) fn start(default_filter: &str, format: LogFormat) -> anyhow::Result<()> {
+pub(super) fn start(default_filter: &str, format: LogFormat, traces: Option<&Traces>) -> anyhow::Result<()> {
     let text = std::env::var(VARIABLE).ok().filter(|text| !text.is_empty());
     let filter = EnvFilter::try_new(text.as_deref().unwrap_or(default_filter)).map_err(|error| {
         Failure::usage(format!("{VARIABLE} is not a log filter: {error}"))
             .next_step(format!("write it as in {VARIABLE}=info or {VARIABLE}=warn,blixard_node=debug"))
     })?;
-    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match format {
-        LogFormat::Json => builder.json().init(),
+    // Spans that are exported would stand before every line that is logged within them.
+    let off = format!("{TARGET}=off").parse().expect("a directive");
+    let filter = filter.add_directive(off);
+    let layer = fmt::layer().with_writer(std::io::stderr);
+    let layer = match format {
+        LogFormat::Json => layer.json().with_filter(filter).boxed(),
         LogFormat::Pretty => {
             let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-            builder.with_ansi(std::io::stderr().is_terminal() && !no_color).with_target(false).init();
+            let layer = layer.with_ansi(std::io::stderr().is_terminal() && !no_color).with_target(false);
+            layer.with_filter(filter).boxed()
         }
-    }
+    };
+    tracing_subscriber::registry().with(layer).with(traces.map(Traces::layer)).init();
     Ok(())
 }

@@ -19,6 +19,7 @@ mod output;
 mod progress;
 mod shell;
 mod status;
+mod traces;
 mod values;
 mod vm;
 
@@ -29,9 +30,11 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::failure::{EXIT_CODES, Exit};
+use crate::failure::{EXIT_CODES, Exit, Failure};
 use connect::NodeAddress;
 pub(crate) use output::report;
+use traces::Traces;
+use tracing::Instrument;
 
 /// One VM cluster out of Linux hosts anywhere.
 #[derive(Debug, Parser)]
@@ -41,6 +44,9 @@ pub(crate) struct Cli {
     node: NodeAddress,
     #[command(subcommand)]
     verb: Verb,
+    /// The program and its verbs, as in `blixard vm create`.
+    #[arg(skip)]
+    words: String,
 }
 
 #[derive(Debug, Subcommand)]
@@ -130,7 +136,9 @@ fn command() -> clap::Command {
 pub(crate) fn parse() -> Cli {
     let mut command = command();
     let matches = command.get_matches_mut();
-    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command).exit());
+    let mut cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command).exit());
+    let verbs = std::iter::successors(matches.subcommand(), |(_, inner)| inner.subcommand());
+    cli.words = ["blixard"].into_iter().chain(verbs.map(|(verb, _)| verb)).collect::<Vec<_>>().join(" ");
     let names_a_node = [connect::ADDR, connect::CONTEXT].iter().any(|id| matches.value_source(id).is_some());
     if cli.verb.asks_no_node() && names_a_node {
         let told = "--addr and --context name a node to ask, and this command asks none";
@@ -141,7 +149,7 @@ pub(crate) fn parse() -> Cli {
 
 /// Does what the command line asks for. The exit code is that of a success, or a guard's own.
 pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
-    let Cli { node, verb } = cli;
+    let Cli { node, verb, words } = cli;
     let done = match verb {
         // A guard's hypervisor dies with the thread that started it, so it must be this one, with no other beside it.
         Verb::Guard { arguments } => return Ok(blixard_hypervisor::guard::run(arguments)),
@@ -151,20 +159,25 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Context(verb) => context::run(&node, verb),
         Verb::Completions(asked) => shell::completions(command(), &asked),
         Verb::Man(asked) => shell::man(command(), &asked),
-        Verb::Cluster(verb) => ask(cluster::run(node, verb)),
-        Verb::Image(verb) => ask(image::run(node, verb)),
-        Verb::Vm(verb) => ask(vm::run(node, verb)),
-        Verb::Events(events) => ask(events::run(node, events)),
+        Verb::Cluster(verb) => ask(&words, cluster::run(node, verb)),
+        Verb::Image(verb) => ask(&words, image::run(node, verb)),
+        Verb::Vm(verb) => ask(&words, vm::run(node, verb)),
+        Verb::Events(events) => ask(&words, events::run(node, events)),
     };
     done.map(|()| Exit::Success.into())
 }
 
 /// Runs a verb that talks to a node.
-fn ask(verb: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
-    if std::env::var_os(log::VARIABLE).is_some() {
-        log::start("off", log::LogFormat::Pretty)?;
+fn ask(words: &str, verb: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let endpoint = std::env::var(traces::VARIABLE).ok().filter(|endpoint| !endpoint.is_empty());
+    let traces = endpoint.map(|endpoint| Traces::start(&endpoint, "command".to_owned())).transpose();
+    let traces = traces.map_err(|error| Failure::usage(format!("{}: {error:#}", traces::VARIABLE)))?;
+    if traces.is_some() || std::env::var_os(log::VARIABLE).is_some() {
+        log::start("off", log::LogFormat::Pretty, traces.as_ref())?;
     }
-    block_on(verb)
+    // All that follows from this command, on whatever node, is below this span.
+    let span = tracing::info_span!(target: blixard_node::trace::TARGET, "command", otel.name = words);
+    block_on(verb.instrument(span))
 }
 
 fn block_on(verb: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {

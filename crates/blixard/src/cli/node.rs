@@ -8,6 +8,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::config::{self, NodeSettings};
 use super::log::{self, LogFormat};
+use super::traces::Traces;
 use crate::failure::{Exit, Failure};
 
 /// How to run the node.
@@ -43,7 +44,11 @@ impl StopSignals {
 /// Runs the node.
 pub(super) async fn run(args: NodeArgs) -> anyhow::Result<()> {
     let config = config::resolve(&args.settings.layers()?)?;
-    log::start(log::NODE_FILTER, args.log_format)?;
+    let endpoint = config.tracing.otlp_endpoint.as_deref();
+    // Sends what is left when the node has stopped.
+    let traces = endpoint.map(|endpoint| Traces::start(endpoint, format!("node {}", config.id))).transpose();
+    let traces = traces.map_err(|error| Failure::usage(format!("{error:#}")))?;
+    log::start(log::NODE_FILTER, args.log_format, traces.as_ref())?;
     let mut signals = StopSignals::listen()?;
     let id = config.id;
     let node = tokio::select! {

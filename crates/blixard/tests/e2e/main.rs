@@ -24,6 +24,7 @@ mod partition;
 mod program;
 mod reach;
 mod restart;
+mod tracing;
 mod transfer;
 mod web;
 mod writer;

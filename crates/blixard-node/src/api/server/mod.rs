@@ -23,6 +23,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use blixard_core::{Actor, Answer, BlobHash, Change, ClientRole, Command, EndpointId, NodeId, RequestId};
 use http::request::Parts;
+use tracing::{Instrument, info_span};
 
 use super::REQUEST_HEADER;
 use super::fault::{Fault, FaultKind};
@@ -31,6 +32,7 @@ use crate::clock;
 use crate::images::{Images, ImportedBlob};
 use crate::metrics::{Metrics, observe};
 use crate::raft::Raft;
+use crate::trace;
 use crate::transport::http::{self as http_over, Caller, Requests};
 use crate::transport::{Handler, Transport};
 
@@ -154,8 +156,11 @@ async fn measured(metrics: Arc<Metrics>, request: Request, next: Next) -> Respon
         known @ ("GET" | "POST" | "PUT" | "DELETE") => known.to_owned(),
         _ => "OTHER".to_owned(),
     };
+    let parent = request.headers().get(trace::HEADER).and_then(|value| value.to_str().ok()?.parse().ok());
+    let span =
+        trace::under(parent, || info_span!(target: trace::TARGET, "request", otel.name = %format!("{method} {route}")));
     let start = Instant::now();
-    let answer = next.run(request).await;
+    let answer = next.run(request).instrument(span).await;
     observe(&metrics.api_times.get_or_create(&[("route", route.clone().into())]), start.elapsed());
     let labels =
         [("route", route.into()), ("method", method.into()), ("status", answer.status().as_str().to_owned().into())];
