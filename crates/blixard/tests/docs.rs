@@ -21,7 +21,7 @@ const OTHER_VARIABLES: &[&str] = &[
 /// Verbs that are over at once and need nobody for it.
 const ASK_NO_NODE: &[&str] = &["completions", "context"];
 /// Read by the tests of the project, not by the program.
-const TEST_VARIABLES: &[&str] = &["BLIXARD_SEED", "BLIXARD_E2E_SEED", "BLIXARD_E2E_ROUNDS"];
+const TEST_VARIABLES: &[&str] = &["BLIXARD_SEED", "BLIXARD_E2E_SEED", "BLIXARD_E2E_ROUNDS", "BLIXARD_SIM_TRACE"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
