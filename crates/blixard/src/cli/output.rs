@@ -8,6 +8,7 @@ use std::io::{self, ErrorKind, Write};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use anstream::stream::RawStream;
 use anstream::{AutoStream, ColorChoice};
 use anstyle::{AnsiColor, Style};
 use anyhow::Context;
@@ -62,7 +63,7 @@ impl Output {
     ) -> anyhow::Result<()> {
         let text = match self.format {
             OutputFormat::Table => {
-                let is_coloured = AutoStream::choice(&io::stdout()) != ColorChoice::Never;
+                let is_coloured = wants_colour(&io::stdout());
                 IS_COLOURED.store(is_coloured, Ordering::Relaxed);
                 let size = rustix::termios::tcgetwinsize(io::stdout());
                 WIDTH.store(size.map_or(0, |size| usize::from(size.ws_col)), Ordering::Relaxed);
@@ -100,6 +101,13 @@ fn yaml(result: &impl Serialize) -> anyhow::Result<String> {
     // By way of JSON, because that is what the contract says: no enum is to look different here.
     let value = serde_json::to_value(result).context("encode the answer")?;
     serde_saphyr::to_string(&value).context("encode the answer as YAML")
+}
+
+/// Whether a stream goes to a terminal that shows colours, to somebody who has not said that they want none. The crate takes every
+/// terminal of a build server for one that does, even where `TERM` says that it does not.
+fn wants_colour(stream: &impl RawStream) -> bool {
+    let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    !is_dumb && AutoStream::choice(stream) != ColorChoice::Never
 }
 
 /// A word in a style, where `is_coloured`.
@@ -143,7 +151,7 @@ pub(super) fn note(text: &str) {
 /// Writes why the program failed, and what to do, to standard error: as text whatever the format of results is, so that
 /// whoever reads a log sees words. Programs have the exit code.
 pub(crate) fn report(error: &anyhow::Error, next_step: Option<&str>) {
-    let is_coloured = AutoStream::choice(&io::stderr()) != ColorChoice::Never;
+    let is_coloured = wants_colour(&io::stderr());
     let label = |word, colour: AnsiColor| styled(word, colour.on_default().bold(), is_coloured);
     note(&format!("{} {}", label("error:", AnsiColor::Red), clean(&format!("{error:#}"))));
     if let Some(next_step) = next_step {

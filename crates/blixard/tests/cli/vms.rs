@@ -45,7 +45,7 @@ fn a_vm_lives_and_dies() {
     assert_eq!(last.lines().collect::<Vec<_>>(), logs.lines().last().as_slice());
 
     let explained = bench.run(&["vm", "explain", "web"]).ends_with(0).stdout;
-    assert!(explained.starts_with("vm web is on node 1\n"), "{explained}");
+    assert!(explained.starts_with("vm web is on node 1: 1 of 1 nodes could carry it\n"), "{explained}");
     bench.run(&["image", "delete", "tiny"]).ends_with(6);
     assert_eq!(bench.run(&["vm", "delete", "web"]).ends_with(0).stdout, "vm web is deleted\n");
     assert_eq!(bench.run(&["vm", "list", "-o", "json"]).ends_with(0).json(), serde_json::json!([]));
