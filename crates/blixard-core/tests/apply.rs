@@ -451,7 +451,7 @@ fn a_change_is_for_those_whose_role_allows_it() {
     let admin_only = ["ChangeSettings", "CreateToken", "RevokeToken", "RemoveNode", "GrantClient", "RevokeClient"];
     let operator = ["AddImage", "DeleteImage", "CreateVm", "StartVm", "StopVm", "RestartVm", "DeleteVm"];
     let nodes_only =
-        ["InitCluster", "AdmitNode", "UpdateNode", "WantCopy", "ReportCopy", "PlaceVm", "ReportVm", "ForgetVm"];
+        ["InitCluster", "AdmitNode", "UpdateNode", "WantCopy", "ReportCopy", "PlaceVm", "ReportVm", "ForgetVm", "Note"];
     let mut runner = TestRunner::deterministic();
     let mut seen = BTreeSet::new();
     for _ in 0..2_000 {

@@ -407,7 +407,7 @@ mod tests {
         assert!(error("bind", "nonsense").contains("nonsense"));
         assert!(error("bind", "127.0.0.1:65000").contains("HTTP port"));
         assert!(error("hypervisor", "xen").contains("xen"));
-        assert!(error("raft.election_min_ms", "100").contains("heartbeat"));
+        assert!(error("raft.election_min_ms", "99").contains("heartbeat"));
         assert!(error("id", "0").contains("at least 1"));
     }
 }

@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 use tower::ServiceExt;
 
+use super::heard_out::HeardOut;
 use super::pace::{PacedBody, PacedSend};
 use super::{Connection, refusal};
 
@@ -99,7 +100,7 @@ pub async fn send(connection: &Connection, request: Request<Body>) -> anyhow::Re
         let (send, recv) = connection.open_bi().await.context("open stream")?;
         let (mut sender, driver) = hyper::client::conn::http1::Builder::new()
             .max_buf_size(HEAD_BYTES_MAX)
-            .handshake(TokioIo::new(tokio::io::join(recv, send)))
+            .handshake(TokioIo::new(tokio::io::join(recv, HeardOut::new(send))))
             .await
             .context("start HTTP on the stream")?;
         tokio::spawn(async move {

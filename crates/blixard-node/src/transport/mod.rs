@@ -9,6 +9,7 @@
 
 mod access;
 mod connections;
+mod heard_out;
 pub mod http;
 mod identity;
 mod pace;

@@ -143,6 +143,26 @@ async fn each_request_is_for_those_whose_role_allows_it() {
 
 /// A member that asks for a client is answered by the role that the client has, whatever the member let pass.
 #[tokio::test(flavor = "multi_thread")]
+async fn who_is_refused_in_the_middle_of_a_long_request_is_told_why() {
+    let bench = Bench::new();
+    let (_, node, admin) = bench.one(&[]).await;
+    let key = SecretKey::generate();
+    admin.grant_client(key.id(), &grant(Viewer, "vera")).await.unwrap();
+    let transport = endpoint(key, &node).await;
+    let connection = connect(&transport, &node, Protocol::Api).await;
+    // The node has no reason to read this to its end; the answer comes while it is being sent.
+    for _ in 0..20 {
+        let chunks = std::iter::repeat_n(Ok::<_, std::io::Error>(bytes::Bytes::from(vec![7; 64 << 10])), 512);
+        let body = axum::body::Body::from_stream(futures::stream::iter(chunks));
+        let upload = Request::post("/v1/blobs").header("host", "test").body(body).unwrap();
+        let (status, fault) = ask(&connection, upload).await;
+        assert_eq!((status, fault.unwrap().kind), (StatusCode::FORBIDDEN, FaultKind::Forbidden));
+    }
+    transport.close().await;
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_role_holds_for_what_is_relayed() {
     let bench = Bench::new();
     let (configs, mut nodes, admin) = bench.cluster(2, &[], 1).await;
