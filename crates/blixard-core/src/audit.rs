@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{Actor, Change, Command, Outcome, Rejection, State, UnixMs, VmId};
@@ -18,7 +19,7 @@ pub const AUDIT_MAX: usize = 1000;
 const OBJECT_CHARS_MAX: usize = 160;
 
 /// What was asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Deed {
     /// The cluster was founded.

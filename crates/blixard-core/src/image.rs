@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::vm::name_type;
@@ -13,7 +14,7 @@ name_type!(
 );
 
 /// One blob of an image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Part {
     /// The blob's hash.
     pub hash: BlobHash,
@@ -22,7 +23,7 @@ pub struct Part {
 }
 
 /// The format of a disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DiskFormat {
     /// The disk's bytes as they are.
@@ -32,7 +33,7 @@ pub enum DiskFormat {
 }
 
 /// A disk of an image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct DiskPart {
     /// The blob that holds it.
     pub part: Part,
@@ -43,7 +44,7 @@ pub struct DiskPart {
 }
 
 /// What an image is made of. Its hash is the image's id, so a manifest never changes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Manifest {
     /// A disk that the guest's firmware boots.
@@ -62,7 +63,7 @@ pub enum Manifest {
 }
 
 /// The kind of an image, in a word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ImageKind {
     /// See [`Manifest::Disk`].

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{EndpointId, NodeId, UnixMs};
 
 /// An amount of what vms use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, JsonSchema, Serialize, Deserialize)]
 pub struct Resources {
     /// Virtual processors.
     pub vcpus: u64,
@@ -95,7 +96,7 @@ pub struct Node {
 }
 
 /// Settings that hold for the whole cluster.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Settings {
     /// How many nodes should vote: 1, 3, 5 or 7.
     pub voters: u8,

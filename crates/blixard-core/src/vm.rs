@@ -13,6 +13,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{ImageId, ImageName, NodeId, Resources, UnixMs, VmId};
@@ -67,6 +68,19 @@ macro_rules! name_type {
             }
         }
 
+        impl schemars::JsonSchema for $name {
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                let allowed: fn(char) -> bool = $allowed;
+                let inner = if allowed('.') { "a-z0-9._-" } else { "a-z0-9-" };
+                let pattern = format!("^[a-z0-9]([{inner}]*[a-z0-9])?$");
+                schemars::json_schema!({ "type": "string", "pattern": pattern, "maxLength": $max })
+            }
+        }
+
         impl<'de> serde::Deserialize<'de> for $name {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
@@ -82,7 +96,7 @@ name_type!(
 );
 
 /// The transport protocol of a published port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// TCP.
@@ -92,7 +106,7 @@ pub enum Protocol {
 }
 
 /// A port of the guest that is reachable at a port of its host (`--publish 8080:80/tcp`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, JsonSchema, Serialize, Deserialize)]
 pub struct PublishedPort {
     /// The host's address to listen on; without one, all of them.
     pub host_address: Option<IpAddr>,
@@ -153,7 +167,7 @@ impl FromStr for PublishedPort {
 }
 
 /// What cloud-init in the guest is given.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, JsonSchema, Serialize, Deserialize)]
 pub struct Seed {
     /// The text of cloud-init's user-data.
     pub user_data: Option<String>,
@@ -162,7 +176,7 @@ pub struct Seed {
 }
 
 /// How the scheduler chooses among nodes that fit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Strategy {
     /// The emptiest node.
@@ -173,7 +187,7 @@ pub enum Strategy {
 }
 
 /// What happens when a guest ends though nobody asked for it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RestartPolicy {
     /// It stays down.
@@ -230,7 +244,7 @@ impl VmSpec {
 }
 
 /// Whether a vm should be on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Power {
     /// It should run.
@@ -240,7 +254,7 @@ pub enum Power {
 }
 
 /// What the user wants of a vm now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Desired {
     /// On or off.
     pub power: Power,

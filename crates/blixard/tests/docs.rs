@@ -19,7 +19,7 @@ const OTHER_VARIABLES: &[&str] = &[
     "BLIXARD_STATE_DIR",
 ];
 /// Verbs that are over at once and need nobody for it.
-const ASK_NO_NODE: &[&str] = &["completions", "context"];
+const ASK_NO_NODE: &[&str] = &["api", "completions", "context"];
 /// Read by the tests of the project, not by the program.
 const TEST_VARIABLES: &[&str] = &["BLIXARD_SEED", "BLIXARD_E2E_SEED", "BLIXARD_E2E_ROUNDS", "BLIXARD_SIM_TRACE"];
 
@@ -291,4 +291,20 @@ fn the_table_of_exit_codes_is_that_of_the_program() {
         let row = format!("| {code} | {meaning} |");
         assert!(readme.lines().any(|line| line == row), "README.md has no row {row}");
     }
+}
+
+#[test]
+fn the_openapi_document_is_that_of_the_program() {
+    let printed = text(&run(&words("api openapi"), &[]).stdout);
+    let kept = std::fs::read_to_string(root().join("docs/openapi.json")).unwrap();
+    // Not by `assert_eq`: thousands of lines say nothing.
+    assert!(printed == kept, "write it anew: `blixard api openapi > docs/openapi.json`");
+    let document: serde_json::Value = serde_json::from_str(&printed).unwrap();
+    let mut described = BTreeSet::new();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        described.extend(methods.as_object().unwrap().keys().map(|method| format!("{} {path}", method.to_uppercase())));
+    }
+    let served: BTreeSet<String> =
+        blixard_node::api::rules().iter().map(|rule| format!("{} {}", rule.method, rule.path)).collect();
+    assert_eq!(described, served);
 }

@@ -136,21 +136,21 @@ impl Client {
         Err(last)
     }
 
+    /// Sends a request once, and gives the answer as it is.
+    pub(super) async fn pass(&self, request: Request<Body>) -> Result<Response<Incoming>, ClientError> {
+        let connection = self.connection().await.map_err(unreachable)?;
+        wire::send(&connection, request).await.map_err(|error| match transport::refusal(&connection) {
+            Some(reason) => ClientError::Refused(reason, self.transport.id()),
+            None => ClientError::Lost(error),
+        })
+    }
+
     /// Sends a request once. An answer that is a fault is an error.
     async fn once(&self, mut request: Request<Body>) -> Result<Response<Incoming>, ClientError> {
         if let Some(Ok(context)) = TraceContext::current().map(|context| context.to_string().parse()) {
             request.headers_mut().insert(trace::HEADER, context);
         }
-        let connection = self.connection().await.map_err(unreachable)?;
-        let answer = match wire::send(&connection, request).await {
-            Ok(answer) => answer,
-            Err(error) => {
-                return Err(match transport::refusal(&connection) {
-                    Some(reason) => ClientError::Refused(reason, self.transport.id()),
-                    None => ClientError::Lost(error),
-                });
-            }
-        };
+        let answer = self.pass(request).await?;
         let status = answer.status();
         if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(answer);

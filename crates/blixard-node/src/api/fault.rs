@@ -6,12 +6,13 @@ use axum::Json;
 use axum::response::{IntoResponse, Response};
 use blixard_core::Rejection;
 use http::StatusCode;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::raft::ConsensusError;
 
 /// The kind of a fault.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FaultKind {
     /// The request cannot be read or breaks a limit.
@@ -32,8 +33,36 @@ pub enum FaultKind {
     Internal,
 }
 
+impl FaultKind {
+    /// Each with what it means to whoever asked.
+    pub(super) const ALL: [(Self, &'static str); 8] = [
+        (Self::BadRequest, "The request cannot be read or breaks a limit."),
+        (Self::Forbidden, "The caller may not do this."),
+        (Self::NotFound, "What the request names does not exist."),
+        (Self::Conflict, "The cluster's state does not allow it."),
+        (Self::Unavailable, "Another node that is needed for the answer cannot be reached now."),
+        (Self::NoLeader, "There is no leader: fewer than a majority of the voters run."),
+        (Self::Unknown, "The leader was lost meanwhile; the request may or may not have had its effect."),
+        (Self::Internal, "The node failed."),
+    ];
+
+    /// The status of an answer that is such a fault.
+    pub(super) fn status(self) -> StatusCode {
+        match self {
+            Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::Forbidden => StatusCode::FORBIDDEN,
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::Conflict => StatusCode::CONFLICT,
+            Self::Unavailable => StatusCode::BAD_GATEWAY,
+            Self::NoLeader => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Unknown => StatusCode::GATEWAY_TIMEOUT,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+}
+
 /// Why a request failed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Fault {
     /// The kind.
     pub kind: FaultKind,
@@ -101,19 +130,9 @@ impl From<anyhow::Error> for Fault {
 
 impl IntoResponse for Fault {
     fn into_response(self) -> Response {
-        let status = match self.kind {
-            FaultKind::BadRequest => StatusCode::BAD_REQUEST,
-            FaultKind::Forbidden => StatusCode::FORBIDDEN,
-            FaultKind::NotFound => StatusCode::NOT_FOUND,
-            FaultKind::Conflict => StatusCode::CONFLICT,
-            FaultKind::Unavailable => StatusCode::BAD_GATEWAY,
-            FaultKind::NoLeader => StatusCode::SERVICE_UNAVAILABLE,
-            FaultKind::Unknown => StatusCode::GATEWAY_TIMEOUT,
-            FaultKind::Internal => {
-                tracing::error!(error = %self.message, "a request failed");
-                StatusCode::INTERNAL_SERVER_ERROR
-            }
-        };
-        (status, Json(self)).into_response()
+        if self.kind == FaultKind::Internal {
+            tracing::error!(error = %self.message, "a request failed");
+        }
+        (self.kind.status(), Json(self)).into_response()
     }
 }

@@ -8,6 +8,7 @@ pub mod bootstrap;
 mod client;
 mod fault;
 pub(crate) mod join;
+mod proxy;
 mod relay;
 pub(crate) mod server;
 mod target;
@@ -15,7 +16,8 @@ mod views;
 
 pub use client::{Client, ClientError};
 pub use fault::{Fault, FaultKind};
-pub use server::routes::{Rule, rules};
+pub use proxy::Proxy;
+pub use server::routes::{Rule, openapi, rules};
 pub use target::Target;
 pub use views::*;
 

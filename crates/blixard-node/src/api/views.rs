@@ -7,12 +7,13 @@ use blixard_core::{
     BlobHash, ClientRole, ClusterId, Deed, Desired, EndpointId, ImageId, ImageKind, ImageName, Manifest, NodeId, Power,
     PublishedPort, Resources, RestartPolicy, Seed, Settings, Strategy, TokenId, UnixMs, VmId, VmName,
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::raft::Role;
 
 /// The cluster as one node sees it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct ClusterView {
     /// The cluster.
     pub cluster_id: ClusterId,
@@ -43,7 +44,7 @@ pub struct ClusterView {
 }
 
 /// How a node is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NodeState {
     /// It answers.
@@ -57,7 +58,7 @@ pub enum NodeState {
 }
 
 /// A node of the cluster.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct NodeView {
     /// Its number.
     pub id: NodeId,
@@ -86,7 +87,7 @@ pub struct NodeView {
 }
 
 /// Asks for a join token.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CreateToken {
     /// How long it is good for, in milliseconds; without a time, until it is revoked.
@@ -96,7 +97,7 @@ pub struct CreateToken {
 }
 
 /// A join token, without its secret.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct TokenView {
     /// Its id.
     pub id: TokenId,
@@ -111,7 +112,7 @@ pub struct TokenView {
 }
 
 /// A new join token. The ticket is shown this once: the cluster keeps only its hash.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct CreatedToken {
     /// The ticket for `blixard node --join`.
     pub ticket: String,
@@ -120,7 +121,7 @@ pub struct CreatedToken {
 }
 
 /// Asks for a client to be let in with a role, or to be given another.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GrantClient {
     /// What it may ask for.
@@ -131,7 +132,7 @@ pub struct GrantClient {
 }
 
 /// A client of the control API.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct ClientView {
     /// Its key, as `blixard client id` prints it.
     pub id: EndpointId,
@@ -144,7 +145,7 @@ pub struct ClientView {
 }
 
 /// A write that was asked for, as the audit trail has it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct AuditView {
     /// One more than that of the write before, so that a gap shows.
     pub number: u64,
@@ -165,7 +166,7 @@ pub struct AuditView {
 }
 
 /// An uploaded blob that is no part of an image yet. It is dropped after a while unless an image is made of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct BlobView {
     /// Its hash.
     pub hash: BlobHash,
@@ -174,7 +175,7 @@ pub struct BlobView {
 }
 
 /// What an image is to be made of: blobs uploaded to the same node before.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", tag = "kind", deny_unknown_fields)]
 pub enum ImageSource {
     /// A bootable disk, qcow2 or raw.
@@ -197,7 +198,7 @@ pub enum ImageSource {
 }
 
 /// Asks for an image to be added to the catalog.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct AddImage {
     /// Its name.
     pub name: ImageName,
@@ -206,7 +207,7 @@ pub struct AddImage {
 }
 
 /// An image of the catalog.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct ImageView {
     /// Its id.
     pub id: ImageId,
@@ -229,7 +230,7 @@ pub struct ImageView {
 }
 
 /// Asks for a vm.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CreateVm {
     /// Its name.
@@ -274,7 +275,7 @@ fn yes() -> bool {
 }
 
 /// Asks for a vm to be stopped or restarted.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StopVm {
     /// How long the guest may take to shut down before it is forced, in milliseconds; without a time, 30 s; 0 forces at
@@ -283,7 +284,7 @@ pub struct StopVm {
 }
 
 /// An image on its way to a node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct TransferView {
     /// Bytes there and verified.
     pub bytes_done: u64,
@@ -296,7 +297,7 @@ pub struct TransferView {
 }
 
 /// What only the vm's node knows.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct LiveView {
     /// The image's transfer, while it is on its way.
     pub transfer: Option<TransferView>,
@@ -311,7 +312,7 @@ pub struct LiveView {
 }
 
 /// What holds a hypervisor process back, as the kernel of its node tells of the process.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct ConfinementView {
     /// What the process may do; nothing when there is no process (the fake driver).
     pub privileges: Option<PrivilegesView>,
@@ -326,7 +327,7 @@ pub struct ConfinementView {
 }
 
 /// What a hypervisor process may do.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct PrivilegesView {
     /// Number of its user.
     pub user: u32,
@@ -343,7 +344,7 @@ pub struct PrivilegesView {
 }
 
 /// A vm.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct VmView {
     /// Its id.
     pub id: VmId,
@@ -404,7 +405,7 @@ impl VmView {
 }
 
 /// Why a vm is, or is not, on each node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct ExplainView {
     /// The vm.
     pub vm: VmName,
@@ -415,7 +416,7 @@ pub struct ExplainView {
 }
 
 /// A word on one node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct VerdictView {
     /// The node.
     pub node: NodeId,
@@ -430,7 +431,7 @@ pub struct VerdictView {
 }
 
 /// Something that happened in the cluster.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct EventView {
     /// Rises by one with each event of the cluster, whichever node is asked.
     pub number: u64,
@@ -460,7 +461,7 @@ pub struct EventFilter {
 }
 
 /// Asks for a node to be removed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct RemoveNode {
     /// Removes it though vms are placed on it or it holds the last copy of an image.
     #[serde(default)]

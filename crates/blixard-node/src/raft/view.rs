@@ -12,7 +12,7 @@ use crate::metrics::Metrics;
 use crate::runtime::{self, watch};
 
 /// A node's part in the group.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, schemars::JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// It decides.

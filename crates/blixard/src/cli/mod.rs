@@ -4,6 +4,7 @@
 //! and shows the answer; none decides anything about the cluster. Results go to standard output, everything else to
 //! standard error.
 
+mod api;
 mod audit;
 mod client;
 mod cluster;
@@ -83,6 +84,9 @@ enum Verb {
   blixard events --vm web -n 1000       the life of a vm, as far as it is kept
   blixard events -f --node 3 -o json    one JSON object a line")]
     Events(events::Events),
+    /// Give other programs the control API.
+    #[command(subcommand)]
+    Api(api::Verb),
     /// Print a script that completes command lines of this program in a shell.
     #[command(after_help = "Examples:
   blixard completions bash > ~/.local/share/bash-completion/completions/blixard
@@ -107,6 +111,7 @@ impl Verb {
             Self::Context(verb) => !matches!(verb, context::Verb::Show { .. }),
             Self::Node(_) | Self::Config(_) | Self::Client(_) => true,
             Self::Completions(_) | Self::Man(_) | Self::Guard { .. } => true,
+            Self::Api(verb) => matches!(verb, api::Verb::Openapi),
             Self::Cluster(_) | Self::Image(_) | Self::Vm(_) | Self::Events(_) => false,
         }
     }
@@ -159,6 +164,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Context(verb) => context::run(&node, verb),
         Verb::Completions(asked) => shell::completions(command(), &asked),
         Verb::Man(asked) => shell::man(command(), &asked),
+        Verb::Api(verb) => ask(&words, api::run(node, verb)),
         Verb::Cluster(verb) => ask(&words, cluster::run(node, verb)),
         Verb::Image(verb) => ask(&words, image::run(node, verb)),
         Verb::Vm(verb) => ask(&words, vm::run(node, verb)),
@@ -206,6 +212,8 @@ mod tests {
 
     /// What gives no answer that could be written in another way: it runs on, passes bytes through, or draws a terminal.
     const WITHOUT_FORMAT: &[&str] = &[
+        "blixard api openapi",
+        "blixard api proxy",
         "blixard completions",
         "blixard guard",
         "blixard image export",

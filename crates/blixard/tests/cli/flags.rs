@@ -37,11 +37,11 @@ fn every_verb_shows_examples() {
         groups.extend(inner.into_iter().map(|verb| [group.clone(), vec![verb]].concat()));
     }
     seen.sort();
-    let expected = "client id|cluster clients|cluster grant|cluster leave|cluster log|cluster remove|cluster revoke|cluster \
-                    set|cluster status|cluster token create|cluster token list|cluster token \
-                    revoke|completions|config show|context add|context list|context remove|context \
-                    show|context use|events|image delete|image export|image import|image list|image show|node|vm \
-                    console|vm create|vm delete|vm explain|vm list|vm logs|vm restart|vm start|vm status|vm stop";
+    let expected = "api openapi|api proxy|client id|cluster clients|cluster grant|cluster leave|cluster log|cluster \
+                    remove|cluster revoke|cluster set|cluster status|cluster token create|cluster token list|cluster \
+                    token revoke|completions|config show|context add|context list|context remove|context show|context \
+                    use|events|image delete|image export|image import|image list|image show|node|vm console|vm \
+                    create|vm delete|vm explain|vm list|vm logs|vm restart|vm start|vm status|vm stop";
     assert_eq!(seen.join("|"), expected);
 }
 

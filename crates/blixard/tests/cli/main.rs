@@ -12,6 +12,7 @@ mod output;
 #[path = "../program/mod.rs"]
 #[allow(dead_code, reason = "each test program uses its own part of it")]
 mod program;
+mod proxy;
 mod reach;
 mod scripted;
 mod security;

@@ -21,7 +21,7 @@ use crate::transport::http as wire;
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 
 /// Which part of a console log.
-#[derive(Debug, Clone, Copy, Deserialize)]
+#[derive(Debug, Clone, Copy, schemars::JsonSchema, Deserialize)]
 pub(super) struct LogQuery {
     #[serde(default)]
     pub(super) follow: bool,

@@ -13,7 +13,7 @@ use crate::api::fault::Fault;
 use crate::api::views::AuditView;
 
 /// How much of the trail.
-#[derive(Debug, Clone, Copy, Deserialize)]
+#[derive(Debug, Clone, Copy, schemars::JsonSchema, Deserialize)]
 pub(super) struct AuditQuery {
     /// The last so many entries.
     #[serde(default = "all_of_it")]

@@ -16,7 +16,7 @@ use crate::api::views::EventView;
 const LINES_WAITING: usize = 64;
 
 /// Which events.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, schemars::JsonSchema, Deserialize)]
 pub(super) struct EventQuery {
     /// Only those after the one of this number.
     #[serde(default)]

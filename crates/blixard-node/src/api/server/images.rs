@@ -39,6 +39,7 @@ pub(super) async fn upload(State(server): State<Server>, body: RawBody) -> Resul
     metrics.imports.get_or_create(&outcome(imported.is_ok())).inc();
     let blob = imported.map_err(|error| match error {
         ImportError::Source(_) => Fault::bad_request(format!("the upload broke off: {error}")),
+        ImportError::Empty => Fault::bad_request(error),
         other => Fault::new(FaultKind::Internal, format!("{:#}", anyhow::Error::from(other))),
     })?;
     metrics.imported_bytes.inc_by(blob.bytes);

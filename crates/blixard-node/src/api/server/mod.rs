@@ -7,6 +7,7 @@ mod cluster;
 mod events;
 pub(crate) mod extract;
 mod images;
+mod openapi;
 mod peer;
 pub(super) mod routes;
 pub(crate) mod tokens;
@@ -22,6 +23,7 @@ use axum::extract::{FromRequest, FromRequestParts, MatchedPath, Request};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use blixard_core::{Actor, Answer, BlobHash, Change, ClientRole, Command, EndpointId, NodeId, RequestId};
+use http::StatusCode;
 use http::request::Parts;
 use tracing::{Instrument, info_span};
 
@@ -91,7 +93,9 @@ impl Server {
             // Holds for what is read whole. An upload is a stream that goes straight into the blob store.
             .layer(body_limit())
             .fallback(async || Fault::not_found("there is no such request in this API"))
-            .method_not_allowed_fallback(async || Fault::bad_request("this path does not take that method"))
+            .method_not_allowed_fallback(async || {
+                (StatusCode::METHOD_NOT_ALLOWED, Json(Fault::bad_request("this path does not take that method")))
+            })
             .layer(axum::middleware::from_fn(move |request, next| measured(metrics.clone(), request, next)))
             .with_state(self.clone())
     }
@@ -192,7 +196,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Asker {
 }
 
 /// Whether a read may be out of date (`?stale=true`).
-#[derive(Debug, Clone, Copy, Default, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, Default, schemars::JsonSchema, serde::Deserialize)]
 struct Freshness {
     #[serde(default)]
     stale: bool,

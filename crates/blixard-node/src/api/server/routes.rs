@@ -12,16 +12,25 @@ use axum::response::Response;
 use axum::routing::{MethodFilter, MethodRouter, on};
 use blixard_core::ClientRole;
 use blixard_core::ClientRole::{Admin, Operator, Viewer};
+use blixard_core::NodeId;
 use http::Method;
+use schemars::SchemaGenerator;
 
+use super::openapi::{Answer, Document, Inputs, Operation, bytes, console, json, lines};
 use super::{Server, audit, clients, cluster, events, images, tokens, vms};
 use crate::api::fault::{Fault, FaultKind};
+use crate::api::views::{
+    AuditView, BlobView, ClientView, ClusterView, CreatedToken, EventView, ExplainView, ImageView, TokenView, VmView,
+};
 use crate::transport::http::Caller;
 
 /// A request of the control API.
 struct Route {
     rule: Rule,
     handler: MethodRouter<Server>,
+    summary: &'static str,
+    describe: fn(&mut Operation, &mut SchemaGenerator),
+    answer: Answer,
 }
 
 /// Who may make a request.
@@ -35,44 +44,115 @@ pub struct Rule {
     pub least: ClientRole,
 }
 
-fn route<T: 'static>(least: ClientRole, method: Method, path: &'static str, handler: impl Handler<T, Server>) -> Route {
+/// A row of the table. What the request takes is read from the handler; `answer` says what it gives.
+fn route<T: Inputs + 'static>(
+    least: ClientRole,
+    method: Method,
+    path: &'static str,
+    handler: impl Handler<T, Server>,
+    summary: &'static str,
+    answer: Answer,
+) -> Route {
     let filter = MethodFilter::try_from(method.clone()).expect("the methods of this table are those of HTTP");
-    Route { rule: Rule { method, path, least }, handler: on(filter, handler) }
+    Route { rule: Rule { method, path, least }, handler: on(filter, handler), summary, describe: T::describe, answer }
 }
 
 fn table() -> Vec<Route> {
     vec![
-        route(Viewer, Method::GET, "/v1/cluster", cluster::show),
-        route(Admin, Method::PUT, "/v1/cluster/settings", cluster::change_settings),
-        route(Admin, Method::POST, "/v1/cluster/leave", cluster::leave),
-        route(Admin, Method::POST, "/v1/nodes/{node}/remove", cluster::remove),
-        route(Viewer, Method::GET, "/v1/events", events::list),
-        route(Viewer, Method::GET, "/v1/events/watch", events::watch),
-        route(Admin, Method::GET, "/v1/tokens", tokens::list),
-        route(Admin, Method::POST, "/v1/tokens", tokens::create),
-        route(Admin, Method::DELETE, "/v1/tokens/{token}", tokens::revoke),
-        route(Admin, Method::GET, "/v1/clients", clients::list),
-        route(Admin, Method::PUT, "/v1/clients/{client}", clients::grant),
-        route(Admin, Method::DELETE, "/v1/clients/{client}", clients::revoke),
-        route(Viewer, Method::GET, "/v1/audit", audit::list),
-        route(Viewer, Method::GET, "/v1/audit/watch", audit::watch),
-        route(Operator, Method::POST, "/v1/blobs", images::upload),
-        route(Viewer, Method::GET, "/v1/images", images::list),
-        route(Operator, Method::POST, "/v1/images", images::add),
-        route(Viewer, Method::GET, "/v1/images/{name}", images::show),
-        route(Operator, Method::DELETE, "/v1/images/{name}", images::delete),
-        route(Operator, Method::GET, "/v1/images/{name}/parts/{part}", images::export),
-        route(Viewer, Method::GET, "/v1/vms", vms::list),
-        route(Operator, Method::POST, "/v1/vms", vms::create),
-        route(Viewer, Method::GET, "/v1/vms/{name}", vms::show),
-        route(Operator, Method::DELETE, "/v1/vms/{name}", vms::delete),
-        route(Operator, Method::POST, "/v1/vms/{name}/start", vms::start),
-        route(Operator, Method::POST, "/v1/vms/{name}/stop", vms::stop),
-        route(Operator, Method::POST, "/v1/vms/{name}/restart", vms::restart),
-        route(Viewer, Method::GET, "/v1/vms/{name}/explain", vms::explain),
-        route(Viewer, Method::GET, "/v1/vms/{name}/watch", vms::watch),
-        route(Viewer, Method::GET, "/v1/vms/{name}/logs", vms::logs),
-        route(Operator, Method::GET, "/v1/vms/{name}/console", vms::console),
+        route(Viewer, Method::GET, "/v1/cluster", cluster::show, "Show the cluster.", json::<ClusterView>),
+        route(
+            Admin,
+            Method::PUT,
+            "/v1/cluster/settings",
+            cluster::change_settings,
+            "Change the settings of the cluster.",
+            json::<ClusterView>,
+        ),
+        route(
+            Admin,
+            Method::POST,
+            "/v1/cluster/leave",
+            cluster::leave,
+            "Take the node that is asked out of the cluster.",
+            json::<NodeId>,
+        ),
+        route(
+            Admin,
+            Method::POST,
+            "/v1/nodes/{node}/remove",
+            cluster::remove,
+            "Remove a node from the cluster.",
+            json::<()>,
+        ),
+        route(Viewer, Method::GET, "/v1/events", events::list, "List what happened.", json::<Vec<EventView>>),
+        route(Viewer, Method::GET, "/v1/events/watch", events::watch, "Follow what happens.", lines::<EventView>),
+        route(Admin, Method::GET, "/v1/tokens", tokens::list, "List the join tokens.", json::<Vec<TokenView>>),
+        route(Admin, Method::POST, "/v1/tokens", tokens::create, "Make a join token.", json::<CreatedToken>),
+        route(Admin, Method::DELETE, "/v1/tokens/{token}", tokens::revoke, "Revoke a join token.", json::<()>),
+        route(Admin, Method::GET, "/v1/clients", clients::list, "List the clients.", json::<Vec<ClientView>>),
+        route(Admin, Method::PUT, "/v1/clients/{client}", clients::grant, "Give a client a role.", json::<ClientView>),
+        route(Admin, Method::DELETE, "/v1/clients/{client}", clients::revoke, "Take a client its access.", json::<()>),
+        route(Viewer, Method::GET, "/v1/audit", audit::list, "List who asked for which write.", json::<Vec<AuditView>>),
+        route(
+            Viewer,
+            Method::GET,
+            "/v1/audit/watch",
+            audit::watch,
+            "Follow who asks for which write.",
+            lines::<AuditView>,
+        ),
+        route(Operator, Method::POST, "/v1/blobs", images::upload, "Upload a blob for an image.", json::<BlobView>),
+        route(Viewer, Method::GET, "/v1/images", images::list, "List the images.", json::<Vec<ImageView>>),
+        route(Operator, Method::POST, "/v1/images", images::add, "Make an image of uploaded blobs.", json::<ImageView>),
+        route(Viewer, Method::GET, "/v1/images/{name}", images::show, "Show an image.", json::<ImageView>),
+        route(
+            Operator,
+            Method::DELETE,
+            "/v1/images/{name}",
+            images::delete,
+            "Remove an image from the catalog.",
+            json::<()>,
+        ),
+        route(
+            Operator,
+            Method::GET,
+            "/v1/images/{name}/parts/{part}",
+            images::export,
+            "Read a part of an image.",
+            bytes,
+        ),
+        route(Viewer, Method::GET, "/v1/vms", vms::list, "List the vms.", json::<Vec<VmView>>),
+        route(Operator, Method::POST, "/v1/vms", vms::create, "Create a vm.", json::<VmView>),
+        route(Viewer, Method::GET, "/v1/vms/{name}", vms::show, "Show a vm.", json::<VmView>),
+        route(Operator, Method::DELETE, "/v1/vms/{name}", vms::delete, "Delete a vm with its disk.", json::<()>),
+        route(Operator, Method::POST, "/v1/vms/{name}/start", vms::start, "Start a vm.", json::<VmView>),
+        route(Operator, Method::POST, "/v1/vms/{name}/stop", vms::stop, "Stop a vm.", json::<VmView>),
+        route(Operator, Method::POST, "/v1/vms/{name}/restart", vms::restart, "Restart a vm.", json::<VmView>),
+        route(
+            Viewer,
+            Method::GET,
+            "/v1/vms/{name}/explain",
+            vms::explain,
+            "Explain why a vm is, or is not, on each node.",
+            json::<ExplainView>,
+        ),
+        route(
+            Viewer,
+            Method::GET,
+            "/v1/vms/{name}/watch",
+            vms::watch,
+            "Follow a vm until it is gone.",
+            lines::<VmView>,
+        ),
+        route(
+            Viewer,
+            Method::GET,
+            "/v1/vms/{name}/logs",
+            vms::logs,
+            "Read what the guest wrote to its serial console.",
+            bytes,
+        ),
+        route(Operator, Method::GET, "/v1/vms/{name}/console", vms::console, "Sit at the serial console.", console),
     ]
 }
 
@@ -81,9 +161,19 @@ pub fn rules() -> Vec<Rule> {
     table().into_iter().map(|route| route.rule).collect()
 }
 
+/// The OpenAPI document of the whole table.
+pub fn openapi() -> serde_json::Value {
+    let mut document = Document::new();
+    for Route { rule, summary, describe, answer, .. } in table() {
+        let least = rule.least.to_string();
+        document.add((rule.method.as_str(), rule.path, &least), summary, describe, answer);
+    }
+    document.finish()
+}
+
 /// The router of the whole table.
 pub(super) fn all(server: &Server) -> Router<Server> {
-    table().into_iter().fold(Router::new(), |router, Route { rule, handler }| {
+    table().into_iter().fold(Router::new(), |router, Route { rule, handler, .. }| {
         let gate = from_fn_with_state((server.clone(), rule.least), gate);
         router.route(rule.path, handler.route_layer(gate))
     })

@@ -107,7 +107,8 @@ async fn changed(server: &Server, asker: Asker, change: Change) -> Result<Json<V
             server.read_point(Freshness::default()).await?;
             answer(server, id).await
         }
-        other => Err(Fault::new(FaultKind::Internal, format!("a change to a vm was answered with {other:?}"))),
+        // The answer of the request that had this id first, and that was about something else.
+        _ => Err(Fault::new(FaultKind::Conflict, "another request had this id: give each request an id of its own")),
     }
 }
 
