@@ -356,6 +356,21 @@ async fn post(connection: &blixard_node::transport::Connection, id: &str, name: 
     wire::send(connection, request).await.unwrap()
 }
 
+async fn about_vm(
+    connection: &blixard_node::transport::Connection,
+    id: &str,
+    name: &str,
+    verb: &str,
+) -> Response<Incoming> {
+    let request = Request::post(format!("/v1/vms/{name}/{verb}"))
+        .header(http::header::HOST, "blixard")
+        .header(http::header::CONTENT_TYPE, "application/json")
+        .header("x-blixard-request", id)
+        .body(axum::body::Body::from("{}"))
+        .unwrap();
+    wire::send(connection, request).await.unwrap()
+}
+
 async fn delete(connection: &blixard_node::transport::Connection, id: &str, path: &str) -> StatusCode {
     let request = Request::delete(path)
         .header(http::header::HOST, "blixard")
@@ -370,20 +385,26 @@ async fn created(answer: Response<Incoming>) -> VmView {
     serde_json::from_slice(&answer.into_body().collect().await.unwrap().to_bytes()).unwrap()
 }
 
+/// Connections of the bench's user to the nodes, for requests whose ids the test chooses. They end with the transport.
+async fn connections(bench: &Bench, nodes: &[Node]) -> (Transport, Vec<blixard_node::transport::Connection>) {
+    let key = bench.user("user").client_key().unwrap();
+    let bind = vec!["127.0.0.1:0".parse().unwrap()];
+    let transport = Transport::open(TransportConfig { key, bind, relays: Vec::new() }).await.unwrap();
+    let mut connections = Vec::new();
+    for node in nodes {
+        let address = Registry::read(node.registry()).unwrap().address();
+        transport.learn(&address);
+        connections.push(transport.connect(address.endpoint, Protocol::Api).await.unwrap());
+    }
+    (transport, connections)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_sent_twice_has_one_effect_and_one_answer() {
     let bench = Bench::new();
     let (_, nodes, client) = bench.cluster(2, &[], 1).await;
     import(&client, "base", kernel(1, 4096)).await;
-    let key = bench.user("user").client_key().unwrap();
-    let bind = vec!["127.0.0.1:0".parse().unwrap()];
-    let transport = Transport::open(TransportConfig { key, bind, relays: Vec::new() }).await.unwrap();
-    let mut connections = Vec::new();
-    for node in &nodes {
-        let address = Registry::read(node.registry()).unwrap().address();
-        transport.learn(&address);
-        connections.push(transport.connect(address.endpoint, Protocol::Api).await.unwrap());
-    }
+    let (_transport, connections) = connections(&bench, &nodes).await;
     let (one, two) = ("00112233445566778899aabbccddeeff", "ffeeddccbbaa99887766554433221100");
     let first = created(post(&connections[0], one, "web").await).await;
     // The second try arrives at another node, as when the first broke down.
@@ -404,4 +425,27 @@ async fn a_request_sent_twice_has_one_effect_and_one_answer() {
     assert_eq!(delete(&connections[0], &five, "/v1/images/base").await, StatusCode::OK);
     assert_eq!(delete(&connections[1], &five, "/v1/images/base").await, StatusCode::OK);
     assert_eq!(delete(&connections[1], &six, "/v1/images/base").await, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_id_of_a_request_about_another_vm_is_refused() {
+    let bench = Bench::new();
+    let (_, nodes, client) = bench.cluster(1, &[], 1).await;
+    import(&client, "base", kernel(1, 4096)).await;
+    let (_transport, connections) = connections(&bench, &nodes).await;
+    let connection = &connections[0];
+    let id = |byte: u8| format!("{byte:032x}");
+    for (byte, name) in [(1, "web"), (2, "db")] {
+        created(post(connection, &id(byte), name).await).await;
+    }
+    // A creation makes up the vm's id anew with each try, so there the name tells.
+    assert_eq!(post(connection, &id(1), "db").await.status(), StatusCode::CONFLICT);
+    for (byte, verb) in [(3, "start"), (4, "stop"), (5, "restart")] {
+        let about = async |name: &str| about_vm(connection, &id(byte), name, verb).await;
+        let first = created(about("web").await).await;
+        assert_eq!(first.name.as_str(), "web", "{verb}");
+        assert_eq!(about("db").await.status(), StatusCode::CONFLICT, "{verb}");
+        let again = created(about("web").await).await;
+        assert_eq!(again.id, first.id, "{verb}");
+    }
 }

@@ -102,13 +102,21 @@ pub(super) async fn create(
 
 /// Has a change to a vm written, and answers with the vm as it then is.
 async fn changed(server: &Server, asker: Asker, change: Change) -> Result<Json<VmView>, Fault> {
+    let (asked, name) = match &change {
+        Change::StartVm(id) | Change::StopVm { id, .. } | Change::RestartVm { id, .. } => (Some(*id), None),
+        // Each try makes up an id of its own, and is answered with that of the first.
+        Change::CreateVm { name, .. } => (None, Some(name.clone())),
+        _ => (None, None),
+    };
+    // The answer is that of the request that had this id first, which may have been about something else.
+    let other = || Fault::new(FaultKind::Conflict, "another request had this id: give each request an id of its own");
     match server.change(asker, change).await? {
-        Answer::Vm { id, .. } => {
+        Answer::Vm { id, .. } if asked.is_none_or(|asked| asked == id) => {
             server.read_point(Freshness::default()).await?;
-            answer(server, id).await
+            let view = answer(server, id).await?;
+            if name.is_some_and(|name| name != view.0.name) { Err(other()) } else { Ok(view) }
         }
-        // The answer of the request that had this id first, and that was about something else.
-        _ => Err(Fault::new(FaultKind::Conflict, "another request had this id: give each request an id of its own")),
+        _ => Err(other()),
     }
 }
 
