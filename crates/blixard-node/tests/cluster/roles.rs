@@ -152,7 +152,7 @@ async fn who_is_refused_in_the_middle_of_a_long_request_is_told_why() {
     let connection = connect(&transport, &node, Protocol::Api).await;
     // The node has no reason to read this to its end; the answer comes while it is being sent.
     for _ in 0..20 {
-        let chunks = std::iter::repeat_n(Ok::<_, std::io::Error>(bytes::Bytes::from(vec![7; 64 << 10])), 512);
+        let chunks = (0..512).map(|_| Ok::<_, std::io::Error>(bytes::Bytes::from_static(&[7; 64 << 10])));
         let body = axum::body::Body::from_stream(futures::stream::iter(chunks));
         let upload = Request::post("/v1/blobs").header("host", "test").body(body).unwrap();
         let (status, fault) = ask(&connection, upload).await;
