@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use blixard_core::EndpointId;
 use iroh::Endpoint;
 use iroh::endpoint::{Connection, ConnectionError};
-use tokio_util::task::AbortOnDropHandle;
 
 use super::{Protocol, REFUSED};
 
@@ -113,7 +112,7 @@ impl Connections {
         let slot =
             self.slots.lock().expect("no holder of this lock panics").entry((peer, protocol)).or_default().clone();
         // One lock a peer and protocol: dialling a dead peer never delays a call to a live one.
-        let mut slot = slot.lock().await;
+        let mut slot = slot.lock_owned().await;
         if let Some(connection) = &slot.connection {
             if connection.close_reason().is_none() {
                 return Ok(connection.clone());
@@ -129,27 +128,34 @@ impl Connections {
             return Err(ConnectError::BackingOff { peer: peer.short(), reason: slot.last_error.clone() });
         }
         let id = iroh::EndpointId::from_bytes(&peer.0).map_err(|_| ConnectError::BadKey(peer))?;
-        let dialling = endpoint.clone();
-        // In a task of its own, which is in no span: what drives a connection keeps the span that it was dialled in open for
-        // as long as it lives, and the span of a request would never end.
-        let dial = tokio::spawn(async move { dialling.connect(id, protocol.alpn()).await });
-        let reason = match tokio::time::timeout(CONNECT_TIMEOUT, AbortOnDropHandle::new(dial)).await {
-            Ok(Ok(Ok(connection))) => {
-                slot.failures = 0;
-                slot.not_before = None;
-                // Whom we have called may answer at length.
-                connection.set_receive_window(super::RECEIVE_BYTES_MAX.into());
-                slot.connection = Some(connection.clone());
-                return Ok(connection);
+        let endpoint = endpoint.clone();
+        // In a task of its own, which goes on when the caller has no more patience: a caller that is in a hurry, such as a heartbeat,
+        // would otherwise cut short every try on a slow link or a busy host, and never get a connection. It is in no span either:
+        // what drives a connection keeps the span that it was dialled in open for as long as it lives.
+        let dial = tokio::spawn(async move {
+            let reason = match tokio::time::timeout(CONNECT_TIMEOUT, endpoint.connect(id, protocol.alpn())).await {
+                Ok(Ok(connection)) => {
+                    slot.failures = 0;
+                    slot.not_before = None;
+                    // Whom we have called may answer at length.
+                    connection.set_receive_window(super::RECEIVE_BYTES_MAX.into());
+                    slot.connection = Some(connection.clone());
+                    return Ok(connection);
+                }
+                Ok(Err(error)) => format!("{error:#}"),
+                Err(_) => format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()),
+            };
+            slot.failures += 1;
+            slot.not_before = Some(Instant::now() + backoff(slot.failures));
+            slot.last_error = reason.clone();
+            Err(ConnectError::Unreachable { peer: peer.short(), reason })
+        });
+        match dial.await {
+            Ok(dialled) => dialled,
+            Err(error) => {
+                Err(ConnectError::Unreachable { peer: peer.short(), reason: format!("dialling ended: {error}") })
             }
-            Ok(Ok(Err(error))) => format!("{error:#}"),
-            Ok(Err(error)) => format!("dialling ended: {error}"),
-            Err(_) => format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()),
-        };
-        slot.failures += 1;
-        slot.not_before = Some(Instant::now() + backoff(slot.failures));
-        slot.last_error = reason.clone();
-        Err(ConnectError::Unreachable { peer: peer.short(), reason })
+        }
     }
 }
 
