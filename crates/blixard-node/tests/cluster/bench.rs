@@ -11,6 +11,7 @@ use blixard_node::api::{
     Target, VmView,
 };
 use blixard_node::config::{HTTP_PORT_OFFSET, Layers, NodeConfig};
+use blixard_node::transport::{Registry, SecretKey, Transport, TransportConfig};
 use blixard_node::user::UserState;
 use blixard_node::{Node, StartError};
 use bytes::Bytes;
@@ -178,6 +179,14 @@ pub(crate) fn kernel(mark: u8, bytes: usize) -> Vec<u8> {
     image[0x202..0x208].copy_from_slice(b"HdrS\x0f\x02");
     image[0x236] = 1;
     image
+}
+
+/// An endpoint with this key that knows where the node is.
+pub(crate) async fn endpoint(key: SecretKey, node: &Node) -> Transport {
+    let bind = vec!["127.0.0.1:0".parse().unwrap()];
+    let transport = Transport::open(TransportConfig { key, bind, relays: Vec::new() }).await.unwrap();
+    transport.learn(&Registry::read(node.registry()).unwrap().address());
+    transport
 }
 
 /// Imports a kernel image of its own content at the node that the client asks.

@@ -5,13 +5,15 @@ use std::time::{Duration, Instant};
 use blixard_core::{BlobHash, NodeId, Settings};
 use blixard_node::api::{Client, CreateToken, FaultKind, NodeState, VmView};
 use blixard_node::config::NodeConfig;
-use blixard_node::transport::{Protocol, Registry, Transport, TransportConfig, http as wire};
+use blixard_node::transport::{Protocol, Registry, Transport, http as wire};
 use blixard_node::{Ended, Node, Role};
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
-use crate::bench::{Bench, Host, PATIENCE, fault, import, kernel, metric, node_view, until, until_phase, vm, voters};
+use crate::bench::{
+    Bench, Host, PATIENCE, endpoint, fault, import, kernel, metric, node_view, until, until_phase, vm, voters,
+};
 
 const ANYBODY: CreateToken = CreateToken { ttl_ms: None, uses: None };
 
@@ -388,8 +390,7 @@ async fn created(answer: Response<Incoming>) -> VmView {
 /// Connections of the bench's user to the nodes, for requests whose ids the test chooses. They end with the transport.
 async fn connections(bench: &Bench, nodes: &[Node]) -> (Transport, Vec<blixard_node::transport::Connection>) {
     let key = bench.user("user").client_key().unwrap();
-    let bind = vec!["127.0.0.1:0".parse().unwrap()];
-    let transport = Transport::open(TransportConfig { key, bind, relays: Vec::new() }).await.unwrap();
+    let transport = endpoint(key, &nodes[0]).await;
     let mut connections = Vec::new();
     for node in nodes {
         let address = Registry::read(node.registry()).unwrap().address();

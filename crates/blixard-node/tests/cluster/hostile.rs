@@ -8,13 +8,12 @@ use blixard_node::Node;
 use blixard_node::api::{Client, GrantClient};
 use blixard_node::config::{HTTP_PORT_OFFSET, NodeConfig};
 use blixard_node::transport::{
-    BUSY, Connection, Protocol, RecvStream, Registry, SecretKey, SendStream, Transport, TransportConfig,
-    load_or_create_key,
+    BUSY, Connection, Protocol, RecvStream, Registry, SecretKey, SendStream, Transport, load_or_create_key,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::bench::{Bench, PATIENCE, import, kernel, until};
+use crate::bench::{Bench, PATIENCE, endpoint, import, kernel, until};
 
 /// How long an offender may last. The node's own limits are 2 to 30 s.
 const CUT_WITHIN: Duration = Duration::from_secs(120);
@@ -22,13 +21,6 @@ const CUT_WITHIN: Duration = Duration::from_secs(120);
 const DRIP: Duration = Duration::from_millis(500);
 /// More than any head of a request may be.
 const HUGE_BYTES: usize = 4 << 20;
-
-async fn endpoint(key: SecretKey, node: &Node) -> Transport {
-    let bind = vec!["127.0.0.1:0".parse().unwrap()];
-    let transport = Transport::open(TransportConfig { key, bind, relays: Vec::new() }).await.unwrap();
-    transport.learn(&Registry::read(node.registry()).unwrap().address());
-    transport
-}
 
 async fn connect(transport: &Transport, node: &Node, protocol: Protocol) -> Connection {
     let peer = Registry::read(node.registry()).unwrap().endpoint_id;

@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 use blixard_core::{ClusterId, NodeId, Rejection, TokenId};
 use blixard_hypervisor::{Driver, VmState};
 use blixard_node::api::{ClientError, CreateToken, NodeState, bootstrap};
-use blixard_node::transport::{
-    PeerAddress, Protocol, Registry, SecretKey, Ticket, TicketSecret, Transport, TransportConfig, refusal,
-};
+use blixard_node::transport::{PeerAddress, Protocol, Registry, SecretKey, Ticket, TicketSecret, Transport, refusal};
 use blixard_node::{Ended, JoinRefusal, Node, StartError};
 
-use crate::bench::{Bench, PATIENCE, client, free_port, import, kernel, node_view, until, until_phase, vm, voters};
+use crate::bench::{
+    Bench, PATIENCE, client, endpoint, free_port, import, kernel, node_view, until, until_phase, vm, voters,
+};
 
 const ANYBODY: CreateToken = CreateToken { ttl_ms: None, uses: None };
 
@@ -41,11 +41,7 @@ fn address(node: &Node) -> PeerAddress {
 
 /// An endpoint that the cluster knows nothing of.
 async fn stranger(node: &Node) -> Transport {
-    let bind = vec!["127.0.0.1:0".parse().unwrap()];
-    let key = SecretKey::generate();
-    let transport = Transport::open(TransportConfig { key, bind, relays: Vec::new() }).await.unwrap();
-    transport.learn(&address(node));
-    transport
+    endpoint(SecretKey::generate(), node).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -357,4 +353,19 @@ async fn a_removed_node_ends_its_guests_also_when_it_learns_late() {
     std::fs::write(&mark, &noted).unwrap();
     assert!(matches!(bench.try_start(&configs[1]).await.map(drop), Err(StartError::Removed(NodeId(2)))));
     assert!(!runs(), "a guest of a removed node runs on");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_in_a_hurry_is_connected_when_it_comes_again() {
+    let bench = Bench::new();
+    let (_, node, _) = bench.one(&[]).await;
+    let (stranger, peer) = (stranger(&node).await, address(&node).endpoint);
+    // Nobody is dialled in no time at all; an append that waits for less than a heartbeat is no better off on a slow link.
+    until("a connection", async || {
+        let connecting = stranger.connect(peer, Protocol::Join);
+        matches!(tokio::time::timeout(Duration::ZERO, connecting).await, Ok(Ok(_)))
+    })
+    .await;
+    stranger.close().await;
+    node.shutdown().await;
 }

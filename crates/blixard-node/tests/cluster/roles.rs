@@ -5,14 +5,14 @@ use blixard_core::EndpointId;
 use blixard_node::Node;
 use blixard_node::api::{ClientError, Fault, FaultKind, GrantClient, rules};
 use blixard_node::transport::{
-    Connection, Protocol, Registry, SecretKey, Transport, TransportConfig, http as wire, load_or_create_key, refusal,
+    Connection, Protocol, Registry, SecretKey, Transport, http as wire, load_or_create_key, refusal,
 };
 use futures::StreamExt;
 use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt;
 use tokio::io::AsyncReadExt;
 
-use crate::bench::{Bench, PATIENCE, client, fault, import, kernel, until, until_phase, vm};
+use crate::bench::{Bench, PATIENCE, client, endpoint, fault, import, kernel, until, until_phase, vm};
 
 /// What each request needs, written down apart from the code.
 const EXPECTED: &[(&str, &str, ClientRole)] = &[
@@ -48,14 +48,6 @@ const EXPECTED: &[(&str, &str, ClientRole)] = &[
     ("GET", "/v1/vms/{name}/logs", Viewer),
     ("GET", "/v1/vms/{name}/console", Operator),
 ];
-
-/// An endpoint with this key that knows where the node is.
-async fn endpoint(key: SecretKey, node: &Node) -> Transport {
-    let bind = vec!["127.0.0.1:0".parse().unwrap()];
-    let transport = Transport::open(TransportConfig { key, bind, relays: Vec::new() }).await.unwrap();
-    transport.learn(&Registry::read(node.registry()).unwrap().address());
-    transport
-}
 
 /// Connects, however often it takes until the node has heard that it may.
 async fn connect(transport: &Transport, node: &Node, protocol: Protocol) -> Connection {

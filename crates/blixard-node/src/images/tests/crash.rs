@@ -12,11 +12,9 @@ const MIB: usize = 1 << 20;
 /// Tells the child what to do: a directory, the source's address and the manifest, as JSON.
 const TASK: &str = "BLIXARD_TEST_FETCH";
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "the process that the next test starts and that kills itself"]
-async fn fetch_and_die() {
-    let task = std::env::var(TASK).unwrap();
-    let (dir, source, manifest): (PathBuf, PeerAddress, Manifest) = serde_json::from_str(&task).unwrap();
+/// What the process does that the test below starts: it fetches, and kills itself half-way.
+async fn fetch_and_die(task: &str) {
+    let (dir, source, manifest): (PathBuf, PeerAddress, Manifest) = serde_json::from_str(task).unwrap();
     let node = TestNode::start_in(&dir.join("images"), load_or_create_key(&dir.join("key")).unwrap()).await;
     node.transport.learn(&source);
     node.images.keep(manifest.id(), &manifest).await.unwrap();
@@ -34,6 +32,10 @@ async fn fetch_and_die() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_verified_before_a_kill_is_not_fetched_again() {
+    // This test is its own child: a process that can be killed has to run the code under test.
+    if let Ok(task) = std::env::var(TASK) {
+        return fetch_and_die(&task).await;
+    }
     let source = TestNode::start().await;
     let content = random(1, 96 * MIB);
     let manifest = source.import_disk(&content).await;
@@ -42,7 +44,7 @@ async fn what_was_verified_before_a_kill_is_not_fetched_again() {
     source.transport.access().set_members([source.id(), key.id()]);
     let task = serde_json::to_string(&(temp.path(), source.transport.address(), &manifest)).unwrap();
     let child = tokio::process::Command::new(std::env::current_exe().unwrap())
-        .args(["images::tests::crash::fetch_and_die", "--exact", "--ignored", "--nocapture"])
+        .args(["images::tests::crash::what_was_verified_before_a_kill_is_not_fetched_again", "--exact", "--nocapture"])
         .env(TASK, task)
         .kill_on_drop(true)
         .output();
