@@ -185,16 +185,19 @@ struct Places {
 }
 
 async fn serve(raft: Raft, transport: Transport, metrics: Arc<Metrics>, places: Arc<Places>, connection: Connection) {
+    // Outlives the exchange: a stream that is dropped ends as if it were whole, and the caller would read an empty answer.
+    let mut answering = None;
     let exchange = async {
-        let (mut send, request) = {
+        let request = {
             let _place = places.listening.acquire().await.context("wait to be listened to")?;
             let listen = async {
                 let (send, mut recv) = connection.accept_bi().await.context("accept the request's stream")?;
-                let request = recv.read_to_end(REQUEST_BYTES_MAX).await.context("read the request")?;
-                anyhow::Ok((send, request))
+                answering = Some(send);
+                recv.read_to_end(REQUEST_BYTES_MAX).await.context("read the request")
             };
             tokio::time::timeout(LISTEN_TIMEOUT, listen).await.context("wait for the request")??
         };
+        let send = answering.as_mut().context("the request's stream is gone")?;
         let _place = places.deciding.acquire().await.context("wait for a decision")?;
         let request = JoinRequest::decode(&request)?;
         let caller = blixard_core::EndpointId(*connection.remote_id().as_bytes());
@@ -217,12 +220,18 @@ async fn serve(raft: Raft, transport: Transport, metrics: Arc<Metrics>, places: 
         connection.closed().await;
         anyhow::Ok(())
     };
-    match tokio::time::timeout(EXCHANGE_TIMEOUT, exchange).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(error = format!("{error:#}"), "a request to join was not completed"),
-        Err(_) => tracing::debug!("a request to join took too long"),
-    }
-    connection.close(0u32.into(), b"done");
+    let last_word: &[u8] = match tokio::time::timeout(EXCHANGE_TIMEOUT, exchange).await {
+        Ok(Ok(())) => b"done",
+        Ok(Err(error)) => {
+            tracing::debug!(error = format!("{error:#}"), "a request to join was not completed");
+            b"the request to join was not completed"
+        }
+        Err(_) => {
+            tracing::debug!("a request to join took too long");
+            b"the request to join took too long"
+        }
+    };
+    connection.close(0u32.into(), last_word);
 }
 
 /// The handler of the join protocol.
