@@ -14,10 +14,13 @@
 //! A plan is only as good as the replica it is made from. The agent must not ask before its replica has applied everything
 //! that it had applied when the agent last acted: to an older replica, a vm created since would look like one to remove.
 
+mod ages;
 mod images;
 mod vms;
 
 use std::collections::BTreeMap;
+
+pub use ages::Ages;
 
 use crate::{Change, ImageId, NodeId, State, UnixMs, VmId};
 
@@ -41,6 +44,8 @@ pub struct LocalVm {
     pub restarts: u32,
     /// What it is doing.
     pub state: LocalVmState,
+    /// How long it has been doing that, in milliseconds, by a clock that does not step; [`Ages`] tells.
+    pub for_ms: u64,
 }
 
 /// What a vm on this host is doing.

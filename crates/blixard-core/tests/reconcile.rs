@@ -4,8 +4,8 @@
 mod plausible;
 
 use blixard_core::{
-    Action, Change, LocalImage, LocalView, LocalVm, LocalVmState, NodeId, Observed, Order, Phase, Plan, RestartPolicy,
-    State, UnixMs, VmId, VmSpec, limits, reconcile,
+    Action, Ages, Change, LocalImage, LocalView, LocalVm, LocalVmState, NodeId, Observed, Order, Phase, Plan,
+    RestartPolicy, State, UnixMs, VmId, VmSpec, limits, reconcile,
 };
 use plausible::{asked, cluster, image, manifest, spec, told, vm_id};
 
@@ -26,8 +26,14 @@ fn on_failure(limit: u32) -> RestartPolicy {
     RestartPolicy::OnFailure { limit }
 }
 
+/// The vm as its first run, for as long as the dates say.
 fn local(state: LocalVmState) -> LocalVm {
-    LocalVm { epoch: 1, run: 1, restarts: 0, state }
+    let since = match &state {
+        LocalVmState::Running { since, .. } => since.0,
+        LocalVmState::Exited { at, .. } | LocalVmState::LaunchFailed { at, .. } => at.0,
+        LocalVmState::Busy { .. } | LocalVmState::Damaged { .. } => NOW,
+    };
+    LocalVm { epoch: 1, run: 1, restarts: 0, state, for_ms: NOW - since }
 }
 
 fn running() -> LocalVmState {
@@ -146,8 +152,45 @@ fn restarts_back_off_and_end_at_the_limit() {
     assert_eq!(phase(&given_up), Some(&Phase::Failed { reason: "panic".into(), retrying: false }));
     let was_well = plan(&state, Some(LocalVm { restarts: 3, ..local(ended(false, NOW - 90_000, 600_000)) }));
     assert_eq!(orders(&was_well), vec![&Action::Launch { vm: id, epoch: 1, run: 1, restarts: 1 }]);
-    let clock_was_set_back = plan(&state, Some(local(ended(false, NOW + 86_400_000, 5))));
-    assert_eq!(orders(&clock_was_set_back).len(), 1, "no vm waits a day for that");
+}
+
+#[test]
+fn a_clock_that_is_set_ends_no_wait_and_prolongs_none() {
+    const DAY_MS: u64 = 86_400_000;
+    let (mut state, id) = with_vm(on_failure(3));
+    let see = |ages: &mut Ages, state: &State, found: &LocalVmState, (now, steady_ms): (u64, u64)| {
+        let vms = [(id, LocalVm { epoch: 1, run: 1, restarts: 0, state: found.clone(), for_ms: 0 })].into();
+        let mut view = LocalView { vms, images: [(manifest(0).id(), LocalImage::Complete)].into() };
+        ages.fill_in(&mut view, UnixMs(now), steady_ms);
+        let plan = reconcile(ME, state, &view, UnixMs(now));
+        (orders(&plan).into_iter().cloned().collect::<Vec<_>>(), plan.look_again_at.map(|at| at.0 - now))
+    };
+    let launch = vec![Action::Launch { vm: id, epoch: 1, run: 1, restarts: 1 }];
+    for set_by in [DAY_MS as i64, -(DAY_MS as i64), 0] {
+        let set = |ms: u64| (NOW + DAY_MS + ms).wrapping_add_signed(set_by);
+        // It runs, ends, and then the clock is set; the restart comes when a second has passed.
+        let mut ages = Ages::default();
+        see(&mut ages, &state, &running(), (NOW + DAY_MS, 50));
+        let gone = ended(false, NOW + DAY_MS + 100, 5);
+        assert_eq!(
+            see(&mut ages, &state, &gone, (set(200), 250)),
+            (vec![], Some(800 + if set_by == 0 { 100 } else { 0 }))
+        );
+        assert_eq!(see(&mut ages, &state, &gone, (set(1_049), 1_049)).0, vec![]);
+        assert_eq!(see(&mut ages, &state, &gone, (set(1_250), 1_250)).0, launch);
+        // A process that knows no more than the dates does not wait for one.
+        let first_look = see(&mut Ages::default(), &state, &gone, (set(1_500), 7)).0;
+        assert_eq!(first_look, launch, "no vm waits a day for that");
+    }
+    state.apply(&asked(6_000, Change::StopVm { id, timeout_ms: 30_000 })).unwrap();
+    for set_by in [DAY_MS as i64, -(DAY_MS as i64)] {
+        let set = |ms: u64| (NOW + DAY_MS + ms).wrapping_add_signed(set_by);
+        let mut ages = Ages::default();
+        let stopping = LocalVmState::Running { stopping: true, since: UnixMs(NOW + DAY_MS) };
+        assert_eq!(see(&mut ages, &state, &stopping, (NOW + DAY_MS, 400)), (vec![], Some(30_000)));
+        assert_eq!(see(&mut ages, &state, &stopping, (set(10_000), 10_400)), (vec![], Some(20_000)));
+        assert_eq!(see(&mut ages, &state, &stopping, (set(30_000), 30_400)).0, vec![Action::Kill { vm: id }]);
+    }
 }
 
 #[test]

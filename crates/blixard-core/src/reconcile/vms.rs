@@ -92,6 +92,8 @@ struct Ending<'a> {
     is_failure: bool,
     reason: &'a str,
     at: UnixMs,
+    /// How long ago that was, whatever the date says.
+    ago_ms: u64,
     ran_ms: u64,
 }
 
@@ -112,10 +114,12 @@ impl Desk<'_> {
                 // It was stopped for a reason of the node's own, such as a shutdown of the host: it goes on.
                 LocalVmState::Exited { requested: true, .. } => self.launch(found.restarts),
                 LocalVmState::Exited { clean, reason, at, ran_ms, .. } => {
-                    self.ended(found, &Ending { is_failure: !clean, reason, at: *at, ran_ms: *ran_ms });
+                    let (at, ago_ms, ran_ms) = (*at, found.for_ms, *ran_ms);
+                    self.ended(found, &Ending { is_failure: !clean, reason, at, ago_ms, ran_ms });
                 }
                 LocalVmState::LaunchFailed { reason, at } => {
-                    self.ended(found, &Ending { is_failure: true, reason, at: *at, ran_ms: 0 });
+                    let (at, ago_ms) = (*at, found.for_ms);
+                    self.ended(found, &Ending { is_failure: true, reason, at, ago_ms, ran_ms: 0 });
                 }
             },
         }
@@ -149,7 +153,7 @@ impl Desk<'_> {
         if !stopping {
             return self.plan.push(Action::Stop { vm: self.vm.id, timeout_ms });
         }
-        match due(since, timeout_ms, self.now) {
+        match due(found.for_ms, timeout_ms, self.now) {
             None => self.plan.push(Action::Kill { vm: self.vm.id }),
             Some(deadline) => {
                 self.plan.look_again(deadline);
@@ -184,11 +188,11 @@ impl Desk<'_> {
             RestartPolicy::OnFailure { limit } => ending.is_failure && in_a_row < limit,
             RestartPolicy::Always => true,
         };
-        if again && due(ending.at, backoff_ms(in_a_row), self.now).is_none() {
-            return self.launch(in_a_row.saturating_add(1));
-        }
         if again {
-            self.plan.look_again(ending.at.plus_ms(backoff_ms(in_a_row)));
+            match due(ending.ago_ms, backoff_ms(in_a_row), self.now) {
+                None => return self.launch(in_a_row.saturating_add(1)),
+                Some(restart) => self.plan.look_again(restart),
+            }
         }
         let reason = cut(ending.reason);
         let phase = if again || ending.is_failure {
@@ -235,11 +239,9 @@ impl Desk<'_> {
     }
 }
 
-/// When `wait_ms` after `from` will be; nothing when that is over. A `from` that lies ahead was read before the clock was
-/// set back: nobody can say how much of the wait is left, and no vm should wait for a date.
-fn due(from: UnixMs, wait_ms: u64, now: UnixMs) -> Option<UnixMs> {
-    let at = from.plus_ms(wait_ms);
-    (from <= now && now < at).then_some(at)
+/// When a wait of `wait_ms` that began `ago_ms` ago will be over; nothing when it is.
+fn due(ago_ms: u64, wait_ms: u64, now: UnixMs) -> Option<UnixMs> {
+    (ago_ms < wait_ms).then(|| now.plus_ms(wait_ms - ago_ms))
 }
 
 fn backoff_ms(restarts: u32) -> u64 {

@@ -28,6 +28,14 @@ impl Guest {
             || self.order.is_some_and(|(what, _)| what == Order::Launch)
     }
 
+    fn since(&self) -> u64 {
+        match &self.local.state {
+            LocalVmState::Running { since, .. } => since.0,
+            LocalVmState::Exited { at, .. } | LocalVmState::LaunchFailed { at, .. } => at.0,
+            LocalVmState::Busy { .. } | LocalVmState::Damaged { .. } => unreachable!("the toy shows these otherwise"),
+        }
+    }
+
     fn exit(&mut self, clean: bool, requested: bool, now: u64) {
         let ran_ms = now - self.started_at;
         let reason = if clean { "shut down" } else { "crashed" }.to_owned();
@@ -176,10 +184,10 @@ impl Host {
         }
     }
 
-    fn view(&self) -> LocalView {
+    fn view(&self, now: u64) -> LocalView {
         let seen = |guest: &Guest| match guest.order {
             Some((what, _)) => LocalVm { state: LocalVmState::Busy { what }, ..guest.local.clone() },
-            None => guest.local.clone(),
+            None => LocalVm { for_ms: now - guest.since(), ..guest.local.clone() },
         };
         let vms = self.guests.iter().map(|(id, guest)| (*id, seen(guest))).collect();
         LocalView { vms, images: self.images.clone() }
@@ -188,7 +196,7 @@ impl Host {
     /// Reconciles, carries the orders out, and returns the proposals.
     pub(crate) fn act(&mut self, truth: &State, now: u64, dice: &mut Dice) -> Vec<Change> {
         self.is_stirred = false;
-        let plan = reconcile(self.id, &self.replica, &self.view(), UnixMs(now));
+        let plan = reconcile(self.id, &self.replica, &self.view(now), UnixMs(now));
         self.look_again_at = plan.look_again_at.map(|at| at.0);
         let due = self.look_again_at;
         assert!(due.is_none_or(|at| at > now), "{:?}: a look at {due:?} was planned at {now}", self.id);
@@ -233,6 +241,7 @@ impl Host {
                     run,
                     restarts,
                     state: LocalVmState::LaunchFailed { reason: "not yet".into(), at: UnixMs(now) },
+                    for_ms: 0,
                 },
                 done_at,
             ),

@@ -20,7 +20,9 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use blixard_core::{Actor, Change, Command, EndpointId, ImageId, LocalImage, LocalVmState, NodeId, Note, UnixMs, VmId};
+use blixard_core::{
+    Actor, Ages, Change, Command, EndpointId, ImageId, LocalImage, LocalVmState, NodeId, Note, UnixMs, VmId,
+};
 use blixard_hypervisor::{ConsoleError, Driver, LogChunk, LogError, LogPosition, LogSpan, ObservedVm};
 use tokio::sync::Notify;
 
@@ -53,6 +55,8 @@ struct Inner {
     driver: Arc<dyn Driver>,
     metrics: Arc<Metrics>,
     wake: Notify,
+    /// From here on time is counted without regard to the wall clock.
+    begun: Instant,
     desk: Mutex<Desk>,
     /// Held while reports are being proposed: one batch at a time, so that none is proposed twice.
     reporting: Arc<tokio::sync::Mutex<()>>,
@@ -71,8 +75,10 @@ struct Desk {
     health_seen: Option<Instant>,
     /// Whether the guests that ran before this process were counted.
     adopted_seen: bool,
-    /// Guests that were asked to stop, and when that was first seen.
+    /// Guests that were asked to stop, and the date at which that was first seen.
     stopping: BTreeMap<VmId, UnixMs>,
+    /// How long vms have been as they are.
+    ages: Ages,
 }
 
 /// What only this node knows of a vm.
@@ -99,6 +105,7 @@ impl Agent {
             driver,
             metrics,
             wake: Notify::new(),
+            begun: Instant::now(),
             desk: Mutex::default(),
             reporting: Arc::default(),
         };

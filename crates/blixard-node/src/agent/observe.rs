@@ -67,7 +67,8 @@ impl Agent {
                             clock::now()
                         }
                     };
-                    view.vms.insert(id, LocalVm { epoch, run, restarts, state: local_state(state, stopping_since) });
+                    let state = local_state(state, stopping_since);
+                    view.vms.insert(id, LocalVm { epoch, run, restarts, state, for_ms: 0 });
                 }
                 Err(_) => tracing::debug!(vm, "a folder among the vms is not one of a vm"),
             }
@@ -85,7 +86,7 @@ impl Agent {
             if !newer {
                 let state = LocalVmState::LaunchFailed { reason: failure.reason.clone(), at: failure.at };
                 let LaunchFailure { epoch, run, restarts, .. } = *failure;
-                view.vms.insert(*id, LocalVm { epoch, run, restarts, state });
+                view.vms.insert(*id, LocalVm { epoch, run, restarts, state, for_ms: 0 });
             }
             !newer
         });
@@ -94,8 +95,10 @@ impl Agent {
             let (epoch, run, restarts) =
                 order.launching.unwrap_or_else(|| known.map_or((0, 0, 0), |vm| (vm.epoch, vm.run, vm.restarts)));
             let state = LocalVmState::Busy { what: order.order };
-            view.vms.insert(*id, LocalVm { epoch, run, restarts, state });
+            view.vms.insert(*id, LocalVm { epoch, run, restarts, state, for_ms: 0 });
         }
+        let steady_ms = u64::try_from(self.inner.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        desk.ages.fill_in(&mut view, clock::now(), steady_ms);
         Ok(view)
     }
 

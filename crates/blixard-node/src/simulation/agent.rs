@@ -8,14 +8,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use blixard_core::{
-    Action, Actor, Change, Command, ImageId, LocalImage, LocalView, LocalVm, LocalVmState, Order, UnixMs, VmId,
+    Action, Actor, Ages, Change, Command, ImageId, LocalImage, LocalView, LocalVm, LocalVmState, Order, UnixMs, VmId,
     reconcile,
 };
 use openraft::AsyncRuntime;
 use openraft_rt_sim::SimRuntime;
 
 use super::life::lock;
-use super::runtime;
+use super::runtime::{self, Instant};
 use super::world::{World, id};
 use crate::clock;
 use crate::raft::Raft;
@@ -77,6 +77,7 @@ struct Desk {
     orders: BTreeMap<VmId, Order>,
     fetches: BTreeSet<ImageId>,
     is_reporting: bool,
+    ages: Ages,
 }
 
 /// Looks after the vms of a host for as long as the process lives.
@@ -84,8 +85,9 @@ pub(crate) async fn run(world: Arc<World>, raft: Raft, number: u64) {
     while raft.barrier().await.is_err() {}
     let desk = Arc::new(Mutex::new(Desk::default()));
     let mut applied = raft.watch();
+    let begun = Instant::now();
     loop {
-        let local = observe(&world, number, &desk);
+        let local = observe(&world, number, &desk, begun);
         let plan = raft.read(|state| reconcile(id(number), state, &local, clock::now()));
         let mut reports = Vec::new();
         for action in plan.actions {
@@ -102,21 +104,24 @@ pub(crate) async fn run(world: Arc<World>, raft: Raft, number: u64) {
     }
 }
 
-fn observe(world: &World, number: u64, desk: &Mutex<Desk>) -> LocalView {
+fn observe(world: &World, number: u64, desk: &Mutex<Desk>, begun: Instant) -> LocalView {
     let mut view = LocalView::default();
     world.with_place(number, |place| {
         view.vms.clone_from(&place.guests.vms);
         view.images = place.guests.images.iter().map(|image| (*image, LocalImage::Complete)).collect();
     });
-    let desk = lock(desk);
+    let mut desk = lock(desk);
     for image in &desk.fetches {
         view.images.insert(*image, LocalImage::Fetching { urgent: true });
     }
     for (vm, order) in &desk.orders {
         let busy = LocalVmState::Busy { what: *order };
-        let found = view.vms.entry(*vm).or_insert(LocalVm { epoch: 0, run: 0, restarts: 0, state: busy.clone() });
+        let found =
+            view.vms.entry(*vm).or_insert(LocalVm { epoch: 0, run: 0, restarts: 0, state: busy.clone(), for_ms: 0 });
         found.state = busy;
     }
+    let steady_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    desk.ages.fill_in(&mut view, clock::now(), steady_ms);
     view
 }
 
@@ -168,7 +173,9 @@ fn carry_out(world: &Arc<World>, number: u64, desk: &Arc<Mutex<Desk>>, action: A
             Order::Launch,
             Box::new(move |world| {
                 let state = LocalVmState::Running { stopping: false, since: clock::now() };
-                world.with_place(number, |place| place.guests.vms.insert(vm, LocalVm { epoch, run, restarts, state }));
+                world.with_place(number, |place| {
+                    place.guests.vms.insert(vm, LocalVm { epoch, run, restarts, state, for_ms: 0 })
+                });
                 world.judge(|oracle| oracle.guest_starts(number, vm));
             }),
         ),
