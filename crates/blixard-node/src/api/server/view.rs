@@ -51,12 +51,23 @@ impl Server {
         GroupSeen { group, by_leader, reachable }
     }
 
+    /// A vm as the state has it, for whoever has just changed it: nobody is asked for more, who might be away.
+    pub(super) fn written_vm(&self, id: VmId) -> Option<VmView> {
+        self.inner.raft.read(|state| state.vms.get(&id).map(|vm| vm_view(state, vm, None)))
+    }
+
     /// A vm with what its node sees of it now.
     pub(super) async fn vm_view(&self, id: VmId) -> Option<VmView> {
         let seen = self.group_seen().await;
-        let (mut view, image) =
-            self.inner.raft.read(|state| state.vms.get(&id).map(|vm| (vm_view(state, vm, &seen), vm.spec.image)))?;
+        let (mut view, image) = self
+            .inner
+            .raft
+            .read(|state| state.vms.get(&id).map(|vm| (vm_view(state, vm, Some(&seen)), vm.spec.image)))?;
         let Some(node) = view.node else { return Some(view) };
+        if seen.by_leader && !seen.reachable.contains(&node) {
+            // Whoever waits for a dead node waits for nothing.
+            return Some(view);
+        }
         view.live = if node == self.inner.me {
             Some(self.live(id, image).await)
         } else {
@@ -123,8 +134,8 @@ fn confinement_view(seen: blixard_hypervisor::Confinement) -> ConfinementView {
     }
 }
 
-/// A vm as the replicated state has it.
-pub(super) fn vm_view(state: &State, vm: &Vm, seen: &GroupSeen) -> VmView {
+/// A vm as the replicated state has it and, as far as the group is seen, why it waits or is silent.
+pub(super) fn vm_view(state: &State, vm: &Vm, seen: Option<&GroupSeen>) -> VmView {
     let observed = vm.observed.as_ref();
     let mut reason = observed.and_then(|observed| match &observed.phase {
         Phase::Stopped { reason } => reason.clone(),
@@ -134,13 +145,13 @@ pub(super) fn vm_view(state: &State, vm: &Vm, seen: &GroupSeen) -> VmView {
     let phase = match (&vm.placement, observed) {
         _ if vm.desired.deleting => "deleting",
         (None, _) => {
-            reason = Some(why_unplaced(state, vm, seen));
+            reason = seen.map(|seen| why_unplaced(state, vm, seen));
             "pending"
         }
         (Some(_), None) => "preparing",
         (Some(_), Some(observed)) => observed.phase.word(),
     };
-    if let Some(placement) = vm.placement
+    if let Some((placement, seen)) = vm.placement.zip(seen)
         && seen.by_leader
         && !seen.reachable.contains(&placement.node)
     {

@@ -48,7 +48,7 @@ pub(super) async fn list(
     server.read_point(freshness).await?;
     let seen = server.group_seen().await;
     let mut vms: Vec<VmView> =
-        server.inner.raft.read(|state| state.vms.values().map(|vm| vm_view(state, vm, &seen)).collect());
+        server.inner.raft.read(|state| state.vms.values().map(|vm| vm_view(state, vm, Some(&seen))).collect());
     vms.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(Json(vms))
 }
@@ -60,11 +60,11 @@ pub(super) async fn show(
 ) -> Result<Json<VmView>, Fault> {
     server.read_point(freshness).await?;
     let id = server.inner.raft.read(|state| state.vm_named(&name).map(|vm| vm.id));
-    answer(&server, id.ok_or_else(|| no_such(&name))?).await
+    server.vm_view(id.ok_or_else(|| no_such(&name))?).await.map(Json).ok_or_else(gone)
 }
 
-async fn answer(server: &Server, id: VmId) -> Result<Json<VmView>, Fault> {
-    server.vm_view(id).await.map(Json).ok_or_else(|| Fault::not_found("the vm is gone"))
+fn gone() -> Fault {
+    Fault::not_found("the vm is gone")
 }
 
 pub(super) async fn create(
@@ -100,7 +100,7 @@ pub(super) async fn create(
     changed(&server, asker, Change::CreateVm { id, name: request.name, spec, start: request.start }).await
 }
 
-/// Has a change to a vm written, and answers with the vm as it then is.
+/// Has a change to a vm written, and answers with the vm as it was written.
 async fn changed(server: &Server, asker: Asker, change: Change) -> Result<Json<VmView>, Fault> {
     let (asked, name) = match &change {
         Change::StartVm(id) | Change::StopVm { id, .. } | Change::RestartVm { id, .. } => (Some(*id), None),
@@ -113,8 +113,8 @@ async fn changed(server: &Server, asker: Asker, change: Change) -> Result<Json<V
     match server.change(asker, change).await? {
         Answer::Vm { id, .. } if asked.is_none_or(|asked| asked == id) => {
             server.read_point(Freshness::default()).await?;
-            let view = answer(server, id).await?;
-            if name.is_some_and(|name| name != view.0.name) { Err(other()) } else { Ok(view) }
+            let view = server.written_vm(id).ok_or_else(gone)?;
+            if name.is_some_and(|name| name != view.name) { Err(other()) } else { Ok(Json(view)) }
         }
         _ => Err(other()),
     }
