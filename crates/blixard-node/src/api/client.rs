@@ -1,6 +1,7 @@
 //! The client side of the control API.
 
 mod access;
+mod guests;
 
 use std::time::Duration;
 
@@ -13,17 +14,18 @@ use futures::{Stream, StreamExt, TryStreamExt};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite};
+use tokio::io::AsyncBufReadExt;
 
+pub use guests::{LogStart, VmLog};
+
+use super::REQUEST_HEADER;
 use super::fault::{Fault, FaultKind};
 use super::views::{
     AddImage, BlobView, ClusterView, CreateVm, EventFilter, EventView, ExplainView, ImageView, RemoveNode, StopVm,
     VmView,
 };
-use super::{CONSOLE_UPGRADE, REQUEST_HEADER};
 use crate::trace::{self, TraceContext};
 use crate::transport::{self, Connection, PeerAddress, Protocol, SecretKey, Transport, TransportConfig, http as wire};
 
@@ -74,6 +76,11 @@ fn unreachable(error: impl Into<anyhow::Error>) -> ClientError {
     ClientError::Unreachable(error.into())
 }
 
+/// The content of an answer as it comes.
+fn pieces_of(answer: Response<Incoming>) -> impl Stream<Item = std::io::Result<Bytes>> + Send + use<> {
+    answer.into_body().into_data_stream().map_err(std::io::Error::other)
+}
+
 /// The values of a stream of JSON lines.
 fn lines_of<T: DeserializeOwned + Send + 'static>(
     bytes: impl Stream<Item = std::io::Result<Bytes>> + Send + 'static,
@@ -118,6 +125,12 @@ impl Client {
             }
         }
         Ok(Self { peers, ..self.clone() })
+    }
+
+    /// Turns to another of the nodes first from now on, because this one answers and cannot help.
+    pub fn turn_away(&mut self) {
+        let first = self.peers.len().min(1);
+        self.peers.rotate_left(first);
     }
 
     /// Closes the connection, so that the node need not wait for it to time out.
@@ -212,11 +225,13 @@ impl Client {
         self.call(Method::GET, path, None::<&()>).await
     }
 
+    async fn open_stream(&self, path: &str) -> Result<Response<Incoming>, ClientError> {
+        let request = Request::get(path).header(http::header::HOST, "blixard").body(Body::empty());
+        self.once(request.map_err(unreachable)?).await
+    }
+
     async fn stream(&self, path: &str) -> Result<impl Stream<Item = std::io::Result<Bytes>> + use<>, ClientError> {
-        let request =
-            Request::get(path).header(http::header::HOST, "blixard").body(Body::empty()).map_err(unreachable)?;
-        let answer = self.once(request).await?;
-        Ok(answer.into_body().into_data_stream().map_err(std::io::Error::other))
+        Ok(pieces_of(self.open_stream(path).await?))
     }
 
     /// The cluster: current as of this call, or with `stale` as the asked node last knew it.
@@ -408,38 +423,5 @@ impl Client {
     ) -> Result<impl Stream<Item = anyhow::Result<EventView>> + use<>, ClientError> {
         let bytes = self.stream(&format!("/v1/events/watch?after={after}{}", filter_query(filter))).await?;
         Ok(lines_of(bytes, "events"))
-    }
-
-    /// The vm's console log: the last `tail_bytes` of it, and with `follow` what comes after, until the stream is dropped.
-    ///
-    /// # Errors
-    /// See [`ClientError`].
-    pub async fn vm_logs(
-        &self,
-        name: &VmName,
-        follow: bool,
-        tail_bytes: u64,
-    ) -> Result<impl Stream<Item = std::io::Result<Bytes>> + use<>, ClientError> {
-        self.stream(&format!("/v1/vms/{name}/logs?follow={follow}&tail_bytes={tail_bytes}")).await
-    }
-
-    /// The vm's serial console, both ways. The reader must not be left unread for long: what a slow reader does not take
-    /// is dropped by the node.
-    ///
-    /// # Errors
-    /// See [`ClientError`].
-    pub async fn vm_console(
-        &self,
-        name: &VmName,
-    ) -> Result<impl AsyncRead + AsyncWrite + Send + Unpin + use<>, ClientError> {
-        let request = Request::get(format!("/v1/vms/{name}/console"))
-            .header(http::header::HOST, "blixard")
-            .header(http::header::CONNECTION, "upgrade")
-            .header(http::header::UPGRADE, CONSOLE_UPGRADE)
-            .body(Body::empty())
-            .map_err(unreachable)?;
-        let answer = self.once(request).await?;
-        let upgraded = hyper::upgrade::on(answer).await.context("switch to the console").map_err(ClientError::Lost)?;
-        Ok(TokioIo::new(upgraded))
     }
 }

@@ -14,7 +14,7 @@ pub(crate) mod server;
 mod target;
 mod views;
 
-pub use client::{Client, ClientError};
+pub use client::{Client, ClientError, LogStart, VmLog};
 pub use fault::{Fault, FaultKind};
 pub use proxy::Proxy;
 pub use server::routes::{Rule, openapi, rules};
@@ -25,5 +25,9 @@ pub use views::*;
 const REQUEST_HEADER: &str = "x-blixard-request";
 /// For which client a member asks another one.
 const CLIENT_HEADER: &str = "x-blixard-client";
+/// The position in a console log at which an answer begins.
+const LOG_POSITION_HEADER: &str = "x-blixard-log-position";
+/// The vm that an answer is about: another one may have got its name.
+const VM_HEADER: &str = "x-blixard-vm";
 /// What a request for a console upgrades to.
 const CONSOLE_UPGRADE: &str = "blixard-console";

@@ -3,7 +3,7 @@
 use blixard_core::ClientRole::{self, Admin, Operator, Viewer};
 use blixard_core::EndpointId;
 use blixard_node::Node;
-use blixard_node::api::{ClientError, Fault, FaultKind, GrantClient, rules};
+use blixard_node::api::{ClientError, Fault, FaultKind, GrantClient, LogStart, rules};
 use blixard_node::transport::{
     Connection, Protocol, Registry, SecretKey, Transport, http as wire, load_or_create_key, refusal,
 };
@@ -169,7 +169,7 @@ async fn a_role_holds_for_what_is_relayed() {
     admin.grant_client(viewer, &grant(Viewer, "val")).await.unwrap();
     let asks = client(&bench.user("viewer"), nodes[0].registry()).await;
     until("the viewer to be known", async || asks.vm(&web.name).await.is_ok()).await;
-    assert!(asks.vm_logs(&web.name, false, 100).await.is_ok());
+    assert!(asks.vm_logs(&web.name, false, LogStart::Last(100)).await.is_ok());
     let (kind, said) = fault(asks.vm_console(&web.name).await.map(drop));
     assert!(kind == FaultKind::Forbidden && said.contains("role operator"), "{said}");
 
@@ -219,7 +219,7 @@ async fn what_is_open_ends_with_the_right_to_it() {
     until("the friend to be let in as a viewer", async || friend.vm(&web).await.is_ok()).await;
     assert_eq!(fault(friend.vm_console(&web).await.map(drop)).0, FaultKind::Forbidden);
 
-    let mut log = friend.vm_logs(&web, true, 1000).await.unwrap();
+    let mut log = friend.vm_logs(&web, true, LogStart::Last(1000)).await.unwrap().content;
     admin.revoke_client(key).await.unwrap();
     let ended = async { while log.next().await.is_some_and(|piece| piece.is_ok()) {} };
     tokio::time::timeout(PATIENCE, ended).await.expect("the log of one who is revoked");

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use blixard_core::{NodeId, Power, RestartPolicy, VmName};
 use blixard_hypervisor::{Driver, ExitReason, FakeScript};
-use blixard_node::api::{Client, FaultKind, StopVm};
+use blixard_node::api::{Client, FaultKind, LogStart, StopVm};
 use blixard_node::{Node, config::NodeConfig};
 use futures::{StreamExt, TryStreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -77,7 +77,7 @@ async fn what_does_not_exist_or_makes_no_sense_is_refused() {
     assert_eq!(fault(client.restart_vm(&absent, &PATIENT).await).0, FaultKind::NotFound);
     assert_eq!(fault(client.delete_vm(&absent).await).0, FaultKind::NotFound);
     assert_eq!(fault(client.explain_vm(&absent).await).0, FaultKind::NotFound);
-    assert_eq!(fault(client.vm_logs(&absent, false, 10).await.map(drop)).0, FaultKind::NotFound);
+    assert_eq!(fault(client.vm_logs(&absent, false, LogStart::Last(10)).await.map(drop)).0, FaultKind::NotFound);
     assert_eq!(fault(client.vm_console(&absent).await.map(drop)).0, FaultKind::NotFound);
     assert_eq!(fault(client.watch_vm(&absent).await.map(drop)).0, FaultKind::NotFound);
     assert_eq!(fault(client.create_vm(&vm("web", "absent")).await).0, FaultKind::NotFound);
@@ -90,7 +90,7 @@ async fn what_does_not_exist_or_makes_no_sense_is_refused() {
     let stopped = until_phase(&client, "web", "stopped").await;
     assert_eq!((stopped.desired.run, stopped.reason), (0, None), "it never ran");
     assert_eq!(fault(client.vm_console(&name("web")).await.map(drop)).0, FaultKind::Conflict);
-    assert_eq!(fault(client.vm_logs(&name("web"), false, 10).await.map(drop)).0, FaultKind::NotFound);
+    assert_eq!(fault(client.vm_logs(&name("web"), false, LogStart::Last(10)).await.map(drop)).0, FaultKind::NotFound);
     let mut pinned = vm("pinned", "tiny");
     pinned.node = Some(NodeId(7));
     assert_eq!(fault(client.create_vm(&pinned).await).0, FaultKind::NotFound);
@@ -259,7 +259,7 @@ async fn logs_and_consoles_work_from_another_node() {
     request.start = false;
     client.create_vm(&request).await.unwrap();
     until_phase(&client, "web", "stopped").await;
-    let mut followed = Box::pin(clients[1].vm_logs(&request.name, true, u64::MAX).await.unwrap());
+    let mut followed = clients[1].vm_logs(&request.name, true, LogStart::At(0)).await.unwrap().content;
     client.start_vm(&request.name).await.unwrap();
     until_phase(&client, "web", "running").await;
 
@@ -281,8 +281,16 @@ async fn logs_and_consoles_work_from_another_node() {
         seen.extend_from_slice(&piece);
     }
     assert!(String::from_utf8_lossy(&seen).starts_with("fake guest web, epoch 1, run 1"));
-    let tail: Vec<_> = clients[0].vm_logs(&request.name, false, 6).await.unwrap().try_collect().await.unwrap();
-    assert_eq!(tail.concat(), b"knock\n");
+    let read = async |client: &Client, start: LogStart| {
+        let log = client.vm_logs(&request.name, false, start).await.unwrap();
+        let pieces: Vec<_> = log.content.try_collect().await.unwrap();
+        (log.position, pieces.concat())
+    };
+    let all = seen.len() as u64;
+    assert_eq!(read(&clients[0], LogStart::Last(6)).await, (all - 6, b"knock\n".to_vec()));
+    // From where another answer ended, also where that is more than the log has.
+    assert_eq!(read(&clients[2], LogStart::At(all - 12)).await, (all - 12, b"knock knock\n".to_vec()));
+    assert_eq!(read(&clients[1], LogStart::At(all + 5)).await, (all, vec![]));
 
     // The guest shuts down; the viewers see the end.
     let mut console = clients[0].vm_console(&request.name).await.unwrap();
@@ -291,8 +299,8 @@ async fn logs_and_consoles_work_from_another_node() {
     with_timeout(console.read_to_end(&mut rest)).await.unwrap();
     assert_eq!(until_phase(&client, "web", "stopped").await.reason.as_deref(), Some("the guest shut down"));
     // The log is there still, and the follower is told of the end when the vm goes.
-    let log: Vec<_> = clients[0].vm_logs(&request.name, false, u64::MAX).await.unwrap().try_collect().await.unwrap();
-    assert!(String::from_utf8_lossy(&log.concat()).contains("poweroff"));
+    let (_, log) = read(&clients[0], LogStart::Last(u64::MAX)).await;
+    assert!(String::from_utf8_lossy(&log).contains("poweroff"));
     client.delete_vm(&request.name).await.unwrap();
     while let Some(piece) = with_timeout(followed.next()).await {
         piece.unwrap();

@@ -68,7 +68,7 @@ pub(super) async fn run(node: NodeAddress, events: Events) -> anyhow::Result<()>
 /// Shows events as they happen. When the node that tells them is lost, another goes on where it ended: the numbers are those
 /// of the whole cluster.
 async fn watch(client: &Client, filter: &EventFilter, mut after: u64, output: Output) -> anyhow::Result<()> {
-    let client = client.with_members().await?;
+    let mut client = client.with_members().await?;
     let mut silent_since = None;
     loop {
         let why = match client.watch_events(filter, after).await {
@@ -89,7 +89,13 @@ async fn watch(client: &Client, filter: &EventFilter, mut after: u64, output: Ou
                 }
             }
             Err(error @ (ClientError::Refused(..) | ClientError::Unreadable(_))) => return Err(error.into()),
-            Err(error) => format!("{:#}", anyhow::Error::from(error)),
+            Err(error) => {
+                if let ClientError::Fault(_) = error {
+                    // One that is cut off from the others answers, and knows nothing new.
+                    client.turn_away();
+                }
+                format!("{:#}", anyhow::Error::from(error))
+            }
         };
         let since = *silent_since.get_or_insert_with(|| {
             output::note(&format!("the node that told the events is lost ({}); asking another", output::clean(&why)));

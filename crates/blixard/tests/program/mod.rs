@@ -103,8 +103,14 @@ pub(crate) fn signal(child: &Child, signal: nix::sys::signal::Signal) {
 
 /// Waits for a condition.
 #[track_caller]
-pub(crate) fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+pub(crate) fn eventually<T>(what: &str, check: impl FnMut() -> Option<T>) -> T {
+    patiently(PATIENCE, what, check)
+}
+
+/// Waits for a condition that takes its time.
+#[track_caller]
+pub(crate) fn patiently<T>(patience: Duration, what: &str, mut check: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + patience;
     loop {
         if let Some(found) = check() {
             return found;

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use super::Server;
 use crate::api::fault::{Fault, FaultKind};
 use crate::api::views::LiveView;
-use crate::api::{CLIENT_HEADER, CONSOLE_UPGRADE};
+use crate::api::{CLIENT_HEADER, CONSOLE_UPGRADE, LOG_POSITION_HEADER, VM_HEADER};
 use crate::raft::GroupView;
 use crate::transport::Protocol;
 use crate::transport::http as wire;
@@ -23,10 +23,14 @@ const ANSWER_BYTES_MAX: usize = 1 << 20;
 /// Which part of a console log.
 #[derive(Debug, Clone, Copy, schemars::JsonSchema, Deserialize)]
 pub(super) struct LogQuery {
+    /// Whether to go on with what the guest writes from now on.
     #[serde(default)]
     pub(super) follow: bool,
+    /// Begin with the last so many bytes.
     #[serde(default = "all_of_it")]
     pub(super) tail_bytes: u64,
+    /// Begin behind so many bytes of all that the guest ever wrote, as far as they are kept, instead.
+    pub(super) from: Option<u64>,
 }
 
 fn all_of_it() -> u64 {
@@ -83,9 +87,17 @@ pub(super) async fn logs(
     vm: VmId,
     query: LogQuery,
 ) -> Result<Response, Fault> {
-    let path = format!("/vms/{vm}/logs?follow={}&tail_bytes={}", query.follow, query.tail_bytes);
+    let from = query.from.map_or_else(String::new, |from| format!("&from={from}"));
+    let path = format!("/vms/{vm}/logs?follow={}&tail_bytes={}{from}", query.follow, query.tail_bytes);
     let answer = send(server, peer, on_behalf(get_request(&path)?, client)?).await?;
-    Ok(RawBody::new(answer.into_body().map_err(axum::Error::new)).into_response())
+    let (head, body) = answer.into_parts();
+    let mut answer = RawBody::new(body.map_err(axum::Error::new)).into_response();
+    for name in [http::header::CONTENT_TYPE.as_str(), LOG_POSITION_HEADER, VM_HEADER] {
+        if let Some(value) = head.headers.get(name) {
+            answer.headers_mut().insert(http::HeaderName::from_static(name), value.clone());
+        }
+    }
+    Ok(answer)
 }
 
 /// Opens a vm's console on its node.

@@ -7,6 +7,7 @@ mod cluster;
 mod events;
 pub(crate) mod extract;
 mod images;
+mod logs;
 mod openapi;
 mod peer;
 pub(super) mod routes;

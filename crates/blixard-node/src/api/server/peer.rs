@@ -13,7 +13,7 @@ use blixard_core::{BlobHash, EndpointId, ImageId, VmId};
 use serde::Deserialize;
 
 use super::ask::LogQuery;
-use super::{Json, Path, Query, Server, vms};
+use super::{Json, Path, Query, Server, logs, vms};
 use crate::api::CLIENT_HEADER;
 use crate::api::fault::Fault;
 use crate::api::views::LiveView;
@@ -62,7 +62,7 @@ async fn serve_logs(
     Path(vm): Path<VmId>,
     Query(query): Query<LogQuery>,
 ) -> Result<Response, Fault> {
-    vms::logs_here(&server, vm, query).await
+    logs::show_here(&server, vm, query).await
 }
 
 async fn serve_console(

@@ -17,7 +17,7 @@ use http::Method;
 use schemars::SchemaGenerator;
 
 use super::openapi::{Answer, Document, Inputs, Operation, bytes, console, json, lines};
-use super::{Server, audit, clients, cluster, events, images, tokens, vms};
+use super::{Server, audit, clients, cluster, events, images, logs, tokens, vms};
 use crate::api::fault::{Fault, FaultKind};
 use crate::api::views::{
     AuditView, BlobView, ClientView, ClusterView, CreatedToken, EventView, ExplainView, ImageView, TokenView, VmView,
@@ -148,8 +148,8 @@ fn table() -> Vec<Route> {
             Viewer,
             Method::GET,
             "/v1/vms/{name}/logs",
-            vms::logs,
-            "Read what the guest wrote to its serial console.",
+            logs::show,
+            "Read what the guest wrote to its serial console. `x-blixard-log-position` says where the answer begins.",
             bytes,
         ),
         route(Operator, Method::GET, "/v1/vms/{name}/console", vms::console, "Sit at the serial console.", console),

@@ -5,14 +5,14 @@ use std::time::Duration;
 use axum::body::Body as RawBody;
 use axum::extract::{Request as AxumRequest, State};
 use axum::response::{IntoResponse, Response};
-use blixard_core::{Answer, Change, EndpointId, Verdict, Vm, VmId, VmName, VmSpec, limits};
-use blixard_hypervisor::{ConsoleError, LogError, LogPosition};
+use blixard_core::{Answer, Change, EndpointId, NodeId, Verdict, Vm, VmId, VmName, VmSpec, limits};
+use blixard_hypervisor::ConsoleError;
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use tokio::sync::mpsc;
 
-use super::ask::{self, LogQuery};
+use super::ask;
 use super::view::vm_view;
 use super::{Asker, Body, Freshness, Json, Path, Query, Server};
 use crate::api::CONSOLE_UPGRADE;
@@ -24,10 +24,6 @@ use crate::api::views::{CreateVm, ExplainView, StopVm, VerdictView, VmView};
 const PROGRESS_EVERY: Duration = Duration::from_millis(250);
 /// How often a watched vm is looked at otherwise, though the state did not change: its node may have fallen silent.
 const WATCH_EVERY: Duration = Duration::from_secs(2);
-/// How often a followed log is looked at. A person does not notice it, and a log is read from the page cache.
-const FOLLOW_EVERY: Duration = Duration::from_millis(100);
-/// A piece of a log.
-const LOG_CHUNK_BYTES: usize = 64 << 10;
 /// Pieces of a log or watch that wait for a slow reader.
 pub(super) const PIECES_WAITING: usize = 16;
 
@@ -36,7 +32,7 @@ fn no_such(name: &VmName) -> Fault {
 }
 
 /// The vm of a name, current as of this call.
-async fn find(server: &Server, name: &VmName) -> Result<Vm, Fault> {
+pub(super) async fn find(server: &Server, name: &VmName) -> Result<Vm, Fault> {
     server.read_point(Freshness::default()).await?;
     server.inner.raft.read(|state| state.vm_named(name).cloned()).ok_or_else(|| no_such(name))
 }
@@ -224,7 +220,7 @@ pub(super) fn streamed(pieces: mpsc::Receiver<std::io::Result<Bytes>>, content_t
 }
 
 /// The node that a vm is placed on, if it is another one.
-fn elsewhere(server: &Server, vm: &Vm) -> Result<Option<EndpointId>, Fault> {
+pub(super) fn elsewhere(server: &Server, vm: &Vm) -> Result<Option<(NodeId, EndpointId)>, Fault> {
     let placement = vm.placement.ok_or_else(|| {
         Fault::new(
             FaultKind::Conflict,
@@ -235,69 +231,18 @@ fn elsewhere(server: &Server, vm: &Vm) -> Result<Option<EndpointId>, Fault> {
         return Ok(None);
     }
     let endpoint = server.inner.raft.read(|state| state.nodes.get(&placement.node).map(|node| node.endpoint));
-    endpoint.map(Some).ok_or_else(|| Fault::not_found(format!("node {} is gone", placement.node)))
+    let place = endpoint.map(|endpoint| (placement.node, endpoint));
+    place.map(Some).ok_or_else(|| Fault::not_found(format!("node {} is gone", placement.node)))
 }
 
-pub(super) async fn logs(
-    State(server): State<Server>,
-    asker: Asker,
-    Path(name): Path<VmName>,
-    Query(query): Query<LogQuery>,
-) -> Result<Response, Fault> {
-    let vm = find(&server, &name).await?;
-    match elsewhere(&server, &vm)? {
-        None => logs_here(&server, vm.id, query).await,
-        Some(node) => ask::logs(&server, node, asker.caller.0, vm.id, query).await,
+/// Says which node could not be reached: the asked one was.
+pub(super) fn not_reached(node: NodeId, name: &VmName, fault: Fault) -> Fault {
+    match fault.kind {
+        FaultKind::Unavailable => {
+            Fault::new(fault.kind, format!("node {node}, which has vm {name}, cannot be reached: {}", fault.message))
+        }
+        _ => fault,
     }
-}
-
-/// The console log of a vm on this node.
-pub(super) async fn logs_here(server: &Server, vm: VmId, query: LogQuery) -> Result<Response, Fault> {
-    let unknown = |error: LogError| match error {
-        LogError::Unknown { .. } => Fault::not_found("the vm has not run yet, so there is no log"),
-        LogError::Read(_) => Fault::from(anyhow::Error::from(error)),
-    };
-    let span = match server.inner.agent.log_span(vm).await {
-        Ok(span) => span,
-        // A log that is followed from before the first start begins when there is one.
-        Err(LogError::Unknown { .. }) if query.follow => {
-            blixard_hypervisor::LogSpan { oldest: LogPosition(0), end: LogPosition(0) }
-        }
-        Err(error) => return Err(unknown(error)),
-    };
-    let mut at = LogPosition(span.end.0.saturating_sub(query.tail_bytes).max(span.oldest.0));
-    let (send, pieces) = mpsc::channel::<std::io::Result<Bytes>>(PIECES_WAITING);
-    let server = server.clone();
-    tokio::spawn(async move {
-        loop {
-            match server.inner.agent.read_log(vm, at, LOG_CHUNK_BYTES).await {
-                Ok(chunk) if chunk.bytes.is_empty() => {
-                    if !query.follow {
-                        return;
-                    }
-                }
-                Ok(chunk) => {
-                    at = chunk.next;
-                    if send.send(Ok(chunk.bytes.into())).await.is_err() {
-                        return;
-                    }
-                    continue;
-                }
-                // It will be there when the vm is launched, unless the vm is gone.
-                Err(LogError::Unknown { .. }) if server.inner.raft.read(|state| state.vms.contains_key(&vm)) => {}
-                Err(LogError::Unknown { .. }) => return,
-                Err(error) => {
-                    let _ = send.send(Err(std::io::Error::other(error))).await;
-                    return;
-                }
-            }
-            tokio::select! {
-                () = tokio::time::sleep(FOLLOW_EVERY) => {}
-                () = send.closed() => return,
-            }
-        }
-    });
-    Ok(streamed(pieces, "application/octet-stream"))
 }
 
 pub(super) async fn console(
@@ -309,9 +254,9 @@ pub(super) async fn console(
     let vm = find(&server, &name).await?;
     match elsewhere(&server, &vm)? {
         None => console_here(&server, vm.id, request).await,
-        Some(node) => {
-            let far = ask::console(&server, node, asker.caller.0, vm.id).await?;
-            upgrade(request, TokioIo::new(far))
+        Some((node, endpoint)) => {
+            let far = ask::console(&server, endpoint, asker.caller.0, vm.id).await;
+            upgrade(request, TokioIo::new(far.map_err(|fault| not_reached(node, &vm.name, fault))?))
         }
     }
 }

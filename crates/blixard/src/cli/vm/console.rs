@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use blixard_core::VmName;
-use blixard_node::api::Client;
+use blixard_node::api::{Client, ClientError, FaultKind};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use super::super::output;
 use super::screen::Screen;
 use super::terminal::RawTerminal;
+use super::text;
 use crate::failure::{Exit, Failure};
 
 /// Ctrl-], as for `telnet` and `virsh console`.
@@ -38,6 +39,13 @@ const QUIET: Duration = Duration::from_secs(2);
 /// ...or after this time, silent or not.
 const QUIET_MAX: Duration = Duration::from_secs(15);
 
+/// How long somebody may take to say what became of the vm whose console was closed.
+const WORD_TIMEOUT: Duration = Duration::from_secs(15);
+/// Looks at a vm whose console was closed while it still counts as running: that its guest has ended takes a moment to be told.
+const LOOKS: usize = 3;
+/// Between two of these.
+const LOOK_AGAIN: Duration = Duration::from_millis(300);
+
 /// Why the console ended.
 enum End {
     Left,
@@ -48,6 +56,8 @@ enum End {
 
 /// Shows the console until one side has enough.
 pub(super) async fn run(client: &Client, name: &VmName) -> anyhow::Result<()> {
+    // Whoever has lost the node that was asked needs another one to learn what became of the vm.
+    let client = client.with_members().await?;
     let console = client.vm_console(name).await?;
     let is_terminal = io::stdin().is_terminal();
     if is_terminal {
@@ -62,10 +72,43 @@ pub(super) async fn run(client: &Client, name: &VmName) -> anyhow::Result<()> {
     match end? {
         End::Left | End::InputAnswered => Ok(()),
         End::Disconnected => {
-            let failure = Failure::new(Exit::Unreachable, format!("the console of vm {name} was closed"));
-            Err(failure.next_step(format!("`blixard vm status {name}` shows how it does")).into())
+            let asked = tokio::time::timeout(WORD_TIMEOUT, why_closed(&client, name)).await;
+            let (exit, why) = asked.unwrap_or_else(|_| (Exit::Unreachable, "nobody says how the vm does".to_owned()));
+            let failure = Failure::new(exit, format!("the console of vm {name} was closed: {why}"));
+            let next_step = match exit {
+                Exit::NotFound => "`blixard events` tells what became of it".to_owned(),
+                _ => format!(
+                    "`blixard vm console {name}` opens it again while the vm runs, `blixard vm logs {name}` shows what it said"
+                ),
+            };
+            Err(failure.next_step(next_step).into())
         }
         End::Signal => Err(Failure::new(Exit::Interrupted, "a signal ended the console").into()),
+    }
+}
+
+/// What became of a vm whose console was closed from the other end.
+async fn why_closed(client: &Client, name: &VmName) -> (Exit, String) {
+    let mut look = 1;
+    loop {
+        match client.vm(name).await {
+            Ok(view) if view.phase == "running" && view.reason.is_none() => {
+                if look == LOOKS {
+                    let node = view.node.map_or_else(String::new, |node| format!(" on node {node}"));
+                    return (Exit::Unreachable, format!("the connection was lost; the vm runs{node}"));
+                }
+            }
+            Ok(view) => return (Exit::Unreachable, format!("the vm is {}", text::progress(&view, None))),
+            Err(ClientError::Fault(fault)) if fault.kind == FaultKind::NotFound => {
+                return (Exit::NotFound, fault.message);
+            }
+            Err(error) => {
+                let error = anyhow::Error::from(error);
+                return (Exit::Unreachable, format!("nobody says how the vm does ({error:#})"));
+            }
+        }
+        look += 1;
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
 }
 

@@ -4,13 +4,12 @@ use std::io::{self, IsTerminal};
 use std::time::Duration;
 
 use blixard_core::VmName;
-use blixard_node::api::Client;
+use blixard_node::api::{Client, LogStart};
 use clap::Args;
-use futures::{StreamExt, pin_mut};
 
+use super::reading::Reading;
 use super::screen::Screen;
 use super::terminal::LogFilter;
-use crate::failure::{Exit, Failure};
 
 /// More than a node keeps of one console; so this is all of it.
 const LOG_BYTES_MAX: usize = 64 << 20;
@@ -34,28 +33,18 @@ pub(in crate::cli) struct Logs {
 /// Prints the log.
 pub(super) async fn run(client: &Client, logs: Logs) -> anyhow::Result<()> {
     let Logs { name, follow, tail } = logs;
-    let mut tail_bytes = LOG_BYTES_MAX as u64;
-    if let Some(lines) = tail {
-        // A node knows bytes only: the lines are counted here, in all there is.
-        let content = read(client, &name).await?;
-        let last = &content[start_of_last(&content, lines)..];
-        if !follow {
-            return show(futures::stream::iter([Ok(last.to_vec().into())])).await;
-        }
-        tail_bytes = last.len() as u64;
-    }
-    show(client.vm_logs(&name, follow, tail_bytes).await?).await
-}
-
-async fn read(client: &Client, name: &VmName) -> anyhow::Result<Vec<u8>> {
-    let stream = client.vm_logs(name, false, LOG_BYTES_MAX as u64).await?;
-    pin_mut!(stream);
+    let all = LogStart::Last(LOG_BYTES_MAX as u64);
+    let Some(lines) = tail else { return show(Reading::begin(client, &name, follow, all).await?).await };
+    // A node knows bytes only: the lines are counted here, in all there is.
+    let mut whole = Reading::begin(client, &name, false, all).await?;
     let mut content = Vec::new();
-    while let Some(chunk) = stream.next().await {
-        content.extend_from_slice(&chunk.map_err(lost)?);
+    while let Some(piece) = whole.next().await? {
+        content.extend_from_slice(&piece);
         anyhow::ensure!(content.len() <= LOG_BYTES_MAX, "the node sends more than a log has: try without --tail");
     }
-    Ok(content)
+    let last = &content[start_of_last(&content, lines)..];
+    let start = LogStart::At(whole.at() - last.len() as u64);
+    show(Reading::begin(client, &name, follow, start).await?).await
 }
 
 /// Where the last `lines` lines begin. The last line need not have ended.
@@ -68,35 +57,25 @@ fn start_of_last(content: &[u8], lines: usize) -> usize {
     line_ends.nth(lines - 1).unwrap_or(0)
 }
 
-async fn show(stream: impl futures::Stream<Item = io::Result<bytes::Bytes>>) -> anyhow::Result<()> {
+async fn show(mut reading: Reading<'_>) -> anyhow::Result<()> {
     // A file or program gets the bytes as they are; a terminal only what is text.
     let mut filter = io::stdout().is_terminal().then(LogFilter::default);
     let mut screen = Screen::start(io::stdout(), LOG_BYTES_MAX)?;
-    pin_mut!(stream);
     loop {
-        let chunk = tokio::select! {
-            chunk = stream.next() => chunk,
+        let piece = tokio::select! {
+            piece = reading.next() => piece,
             error = screen.failed() => return Err(error),
         };
-        match chunk {
-            None => return screen.finish(FINISH_TIMEOUT).await,
-            Some(Ok(chunk)) => match &mut filter {
-                Some(filter) => screen.take(&filter.pass(&chunk)),
-                None => screen.take(&chunk),
-            },
-            Some(Err(error)) => {
+        match (piece, &mut filter) {
+            (Ok(Some(piece)), Some(filter)) => screen.take(&filter.pass(&piece)),
+            (Ok(Some(piece)), None) => screen.take(&piece),
+            (Ok(None), _) => return screen.finish(FINISH_TIMEOUT).await,
+            (Err(error), _) => {
                 screen.finish(FINISH_TIMEOUT).await?;
-                return Err(lost(error));
+                return Err(error);
             }
         }
     }
-}
-
-fn lost(error: io::Error) -> anyhow::Error {
-    let failure = Failure::new(Exit::Unreachable, format!("the log broke off: {error}"));
-    failure
-        .next_step("ask again, through another node with --addr if this one is gone: the log is on the vm's node")
-        .into()
 }
 
 #[cfg(test)]

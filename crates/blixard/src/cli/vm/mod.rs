@@ -4,6 +4,7 @@ mod console;
 mod create;
 mod explain;
 mod logs;
+mod reading;
 mod screen;
 mod terminal;
 mod text;

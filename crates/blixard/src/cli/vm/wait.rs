@@ -170,8 +170,8 @@ impl Wait {
     }
 }
 
-/// Whether asking again may help: the request was accepted, so only its outcome is still to be heard of.
-fn is_passing(error: &ClientError) -> bool {
+/// Whether asking again may help, where an earlier answer showed that there is something to be told.
+pub(super) fn is_passing(error: &ClientError) -> bool {
     match error {
         ClientError::Unreachable(_) | ClientError::Lost(_) => true,
         ClientError::Refused(..) | ClientError::Unreadable(_) => false,
