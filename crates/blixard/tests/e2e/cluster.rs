@@ -126,6 +126,27 @@ impl Cluster {
         self.run(1, &["image", "import", "--name", "disk", &disk]).ends_with(0);
     }
 
+    /// A place for one more node, of which this gives the number. It counts from now on, and does not run yet.
+    pub(crate) fn grow(&mut self) -> usize {
+        let mut more = Self::planned(Plan { nodes: 1, ..self.plan });
+        self.members.append(&mut more.members);
+        self.plan.nodes += 1;
+        self.plan.nodes
+    }
+
+    /// Gives up the place of the last node, which has ended and was removed from the cluster.
+    pub(crate) fn shrink(&mut self) {
+        let id = self.plan.nodes;
+        assert!(self.members.pop().is_some_and(|member| member.child.is_none()), "node {id} runs");
+        std::fs::remove_dir_all(self.data_dir(id)).unwrap();
+        self.plan.nodes -= 1;
+    }
+
+    /// How many nodes there are to be.
+    pub(crate) fn size(&self) -> usize {
+        self.plan.nodes
+    }
+
     fn member(&self, id: usize) -> &Member {
         &self.members[id - 1]
     }

@@ -12,8 +12,14 @@ use crate::writer::{Promised, Writer};
 
 /// The cluster promises two seconds on a quiet host; tests also run on busy ones.
 pub(crate) const FAILOVER_MAX: Duration = Duration::from_secs(10);
-/// Rounds of the random series, unless `BLIXARD_E2E_ROUNDS` says otherwise.
+/// Rounds of the random series, unless `BLIXARD_E2E_ROUNDS` says otherwise. A round takes some ten seconds on a busy host; each
+/// wait in it has its own limit, and the series none.
 const ROUNDS: u64 = 10;
+/// Vms that a long series keeps: more would only make its later rounds slower than its first.
+const KEPT_MAX: usize = 300;
+/// The exit codes of what does not exist, and of a node that was removed.
+const NOT_FOUND: i32 = 5;
+const REMOVED: i32 = 12;
 
 #[test]
 fn the_leader_dies_in_a_stream_of_writes() {
@@ -60,10 +66,18 @@ fn nodes_die_at_random() {
     let mut cluster = Cluster::with_disk(Plan::fake(3));
     let mut promised = Promised::default();
     for round in 0..rounds {
+        let begun = Instant::now();
         let through = 1 + dice.below(3) as usize;
         let writer = Writer::start(&cluster, through, &format!("r{round}"));
         writer.goes_on_for(1 + dice.below(15) as usize);
-        let mut victims: Vec<usize> = (1..=3).filter(|_| dice.below(2) == 0).collect();
+        // A fourth node comes in one round and goes in a later one, while others die, or itself.
+        let comes_or_goes = dice.below(2) == 0;
+        let goes = (comes_or_goes && cluster.size() == 4).then_some(4);
+        let comes = (comes_or_goes && goes.is_none()).then(|| cluster.grow());
+        if let Some(comes) = comes {
+            cluster.spawn(comes);
+        }
+        let mut victims: Vec<usize> = (1..=cluster.size()).filter(|_| dice.below(2) == 0).collect();
         if victims.is_empty() {
             victims.push(1 + dice.below(3) as usize);
         }
@@ -96,17 +110,43 @@ fn nodes_die_at_random() {
                 cluster.spawn(victim);
             }
         }
+        if let Some(goes) = goes {
+            remove(&mut cluster, goes, through);
+        }
         cluster.is_whole();
         // Through a node that was killed the same client goes on as well.
         writer.goes_on_for(3);
         promised.add(writer.stop());
-        for id in 1..=3 {
+        for id in 1..=cluster.size() {
             promised.is_kept(&cluster, id);
         }
         let paused = if is_paused { "paused nodes, then " } else { "" };
-        println!("round {round}: {paused}killed {victims:?} while writing through {through}");
+        let change = match (comes, goes) {
+            (Some(comes), _) => format!(", and node {comes} came"),
+            (_, Some(goes)) => format!(", and node {goes} went"),
+            _ => String::new(),
+        };
+        println!(
+            "round {round}: {paused}killed {victims:?} while writing through {through}{change}, in {:?}",
+            begun.elapsed()
+        );
+        if promised.there.len() > KEPT_MAX {
+            promised.clear_out(&cluster, through);
+        }
     }
     cluster.agreed_digest();
+}
+
+/// Removes the last node, however it is, and waits until it has learnt of that.
+fn remove(cluster: &mut Cluster, id: usize, through: usize) {
+    let number = id.to_string();
+    eventually("the removal", || {
+        let ran = cluster.run(through, &["cluster", "remove", &number, "--force"]);
+        // One whose answer was lost is found to be done.
+        (ran.code == 0 || ran.code == NOT_FOUND).then_some(())
+    });
+    assert_eq!(cluster.ends(id), Some(REMOVED));
+    cluster.shrink();
 }
 
 /// Seconds since the guest booted.

@@ -36,6 +36,25 @@ impl Promised {
         self.answers.extend(later.answers);
     }
 
+    /// Deletes all vms that are there, through a node.
+    #[track_caller]
+    pub(crate) fn clear_out(&mut self, cluster: &Cluster, id: usize) {
+        let (runtime, client) = cluster.client(id);
+        let list = cluster.ask(id, &["vm", "list"]).expect("the node answers");
+        for vm in list.as_array().unwrap() {
+            let name: blixard_core::VmName = vm["name"].as_str().unwrap().parse().unwrap();
+            eventually("the deletion of a vm", || {
+                let deleted = runtime.block_on(client.delete_vm(&name));
+                // One whose answer was lost is found to be done.
+                let is_gone = matches!(&deleted, Err(ClientError::Fault(fault)) if fault.kind == FaultKind::NotFound);
+                (deleted.is_ok() || is_gone).then_some(())
+            });
+            self.there.remove(name.as_str());
+            self.gone.insert(name.to_string());
+        }
+        runtime.block_on(client.close());
+    }
+
     /// Holds the cluster to its promises, as far as one node knows.
     #[track_caller]
     pub(crate) fn is_kept(&self, cluster: &Cluster, id: usize) {
