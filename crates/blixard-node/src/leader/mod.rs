@@ -202,4 +202,26 @@ mod tests {
         let (all_answered, members) = view([Some(40), Some(20)]);
         assert_eq!(open_to_vms(&all_answered, &members, 100), Some(members.clone()), "nobody is left to wait for");
     }
+
+    #[cfg(not(feature = "simulation"))]
+    #[tokio::test]
+    async fn a_change_of_voters_that_a_leader_began_is_completed_by_the_next() {
+        use crate::raft::testing;
+        let dir = tempfile::tempdir().unwrap();
+        let transport = testing::transport().await;
+        let raft = testing::with_half_a_change(&dir.path().join("raft"), &transport).await;
+        assert!(raft.is_joint());
+        let completed = async {
+            while raft.is_joint() {
+                let _ = runtime::timeout(TICK, raft.group_changed()).await;
+            }
+        };
+        tokio::select! {
+            () = run(raft.clone(), Arc::default()) => {}
+            completed = runtime::timeout(Duration::from_secs(60), completed) => assert!(completed.is_ok()),
+        }
+        assert_eq!(raft.view().voters, BTreeSet::from([testing::NODE]));
+        raft.shutdown().await;
+        transport.close().await;
+    }
 }

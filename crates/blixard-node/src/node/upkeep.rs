@@ -294,3 +294,61 @@ async fn farewell(me: &Me, membership: &Membership, data: &DataDir) {
     };
     let _ = tokio::time::timeout(FAREWELL, taken_out).await;
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::atomic::Ordering;
+
+    use blixard_core::{Capacity, NodeId, Resources, UnixMs};
+    use blixard_hypervisor::FakeDriver;
+
+    use super::*;
+    use crate::raft::{ConsensusError, testing};
+
+    #[tokio::test]
+    async fn a_node_whose_consensus_panicked_ends_and_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let transport = testing::transport().await;
+        let (raft, is_over) = testing::that_will_panic(&dir.path().join("raft"), &transport).await;
+        let (id, cluster) = (testing::NODE, ClusterId([1; 32]));
+        let record = NodeRecord {
+            id,
+            endpoint: transport.id(),
+            addresses: vec![],
+            relay_url: None,
+            capacity: Capacity {
+                physical: Resources { vcpus: 1, memory_mib: 1, disk_mib: 1 },
+                overcommit_vcpus_percent: 100,
+                overcommit_memory_percent: 100,
+                overcommit_disk_percent: 100,
+            },
+            labels: BTreeMap::new(),
+            shares_images: true,
+            version: String::new(),
+            joined_at: UnixMs(0),
+        };
+        let me = Me { record, cluster, transport: transport.clone(), raft: raft.clone() };
+        let data = Arc::new(DataDir::open(&dir.path().join("data")).unwrap());
+        let driver: Arc<dyn Driver> = Arc::new(FakeDriver::new(&dir.path().join("vms")).unwrap());
+        let (_contact, contact) = watch::channel(true);
+        let (end, mut ended) = watch::channel(None);
+        let membership = Membership { node: id, cluster, removed: false };
+        let stage = watch::channel(Stage::Starting(String::new())).0;
+        let keeping = tokio::spawn(keep_membership(me, membership, data, driver, contact, stage, end));
+
+        is_over.store(true, Ordering::Relaxed);
+        let change = Change::RemoveNode { node: NodeId(9), force: false };
+        let command = Command { request: None, at: clock::now(), by: Actor::Node(id), change };
+        let answer = tokio::time::timeout(Duration::from_secs(60), raft.propose(&command)).await.unwrap();
+        assert!(matches!(answer, Err(ConsensusError::Stopped { .. })), "{answer:?}");
+        let end = tokio::time::timeout(Duration::from_secs(60), ended.wait_for(Option::is_some)).await;
+        match end.expect("the node goes on without consensus").unwrap().clone() {
+            Some(Ended::Failed(why)) => assert!(why.contains("consensus has stopped"), "{why}"),
+            other => panic!("{other:?}"),
+        }
+        keeping.await.unwrap();
+        transport.close().await;
+    }
+}

@@ -15,6 +15,9 @@ mod server;
 mod settings;
 #[cfg(feature = "simulation")]
 mod simulated;
+#[cfg(all(test, not(feature = "simulation")))]
+#[allow(clippy::unwrap_used)]
+pub(crate) mod testing;
 mod view;
 mod wire;
 
