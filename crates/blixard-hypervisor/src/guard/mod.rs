@@ -114,12 +114,20 @@ fn guard(dir: &Path) -> Result<(), String> {
     }
 }
 
-/// Reads a monitor to its end.
-pub(crate) fn read_monitor(stream: UnixStream) -> io::Result<()> {
-    let mut monitor = monitor::Monitor::new(stream)?;
-    while !monitor.is_closed() {
-        monitor.receive();
+/// Listens to what a hypervisor says on its monitor, to its end or for as long as a guard listens.
+pub(crate) fn read_monitor(said: &[u8]) -> io::Result<()> {
+    let (ours, mut theirs) = UnixStream::pair()?;
+    let mut monitor = monitor::Monitor::new(ours)?;
+    // In pieces that the socket holds, since nobody reads while this writes.
+    for piece in said.chunks(4096) {
+        theirs.write_all(piece)?;
+        while monitor.receive().is_some() {}
+        if monitor.is_closed() {
+            return Err(io::Error::other("a message on the monitor is too long"));
+        }
     }
+    drop(theirs);
+    while monitor.receive().is_some() {}
     Ok(())
 }
 

@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 
 /// The longest message that is read; what we ask for is answered in a few hundred bytes.
 const MESSAGE_BYTES_MAX: usize = 256 * 1024;
+/// What is read at once: many times what a hypervisor has to say at any moment.
+const RECEIVE_BYTES: usize = 4096;
 /// Commands that wait for a hypervisor that does not read; each is some 40 bytes, and a stop repeats them for ever.
 const OUTBOX_BYTES_MAX: usize = 4096;
 
@@ -72,28 +74,36 @@ impl Monitor {
         }
     }
 
-    /// Reads what has come.
-    pub(super) fn receive(&mut self) -> Vec<News> {
-        let mut news = vec![];
-        let mut buffer = [0; 4096];
-        loop {
-            match self.stream.read(&mut buffer) {
-                Ok(0) => break self.close(&mut news),
-                Ok(got) => self.inbox.extend_from_slice(&buffer[..got]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => break self.close(&mut news),
-            }
-            while let Some(end) = self.inbox.iter().position(|&byte| byte == b'\n') {
-                let line: Vec<u8> = self.inbox.drain(..=end).collect();
-                news.extend(self.understand(&line));
-            }
-            if self.inbox.len() > MESSAGE_BYTES_MAX {
-                // Not a monitor that we know how to talk to; without one the vm can still be killed.
-                break self.close(&mut news);
-            }
+    /// Reads some of what has come; nothing when nothing has. Never all of it: a hypervisor that talks without end would keep
+    /// its guard from everything else, the order to kill it included.
+    pub(super) fn receive(&mut self) -> Option<Vec<News>> {
+        if self.is_closed {
+            return None;
         }
-        news
+        let mut news = vec![];
+        let mut buffer = [0; RECEIVE_BYTES];
+        match self.stream.read(&mut buffer) {
+            Ok(got @ 1..) => self.take(&buffer[..got], &mut news),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                return None;
+            }
+            Ok(0) | Err(_) => self.close(&mut news),
+        }
+        Some(news)
+    }
+
+    fn take(&mut self, mut bytes: &[u8], news: &mut Vec<News>) {
+        while let Some(end) = bytes.iter().position(|&byte| byte == b'\n') {
+            self.inbox.extend_from_slice(&bytes[..end]);
+            bytes = &bytes[end + 1..];
+            let line = std::mem::take(&mut self.inbox);
+            news.extend(self.understand(&line));
+        }
+        self.inbox.extend_from_slice(bytes);
+        if self.inbox.len() > MESSAGE_BYTES_MAX {
+            // Not a monitor that we know how to talk to; without one the vm can still be killed.
+            self.close(news);
+        }
     }
 
     fn close(&mut self, news: &mut Vec<News>) {
@@ -108,8 +118,8 @@ impl Monitor {
             return None;
         }
         if message.get("id").and_then(Value::as_str) == Some("ready") && message.get("return").is_some() {
-            self.is_ready = true;
-            return Some(News::Ready);
+            // Once: what follows from it writes a record to the disk.
+            return (!std::mem::replace(&mut self.is_ready, true)).then_some(News::Ready);
         }
         if message.get("event").and_then(Value::as_str) == Some("SHUTDOWN") {
             let reason = message.pointer("/data/reason").and_then(Value::as_str).unwrap_or("unknown");
@@ -136,14 +146,45 @@ mod tests {
         let mut monitor = Monitor::new(ours).unwrap();
         monitor.execute("system_powerdown");
         theirs.write_all(b"{\"QMP\": {}}\r\n{\"ret").unwrap();
-        assert_eq!(monitor.receive(), []);
+        assert_eq!(monitor.receive(), Some(vec![]));
         let mut asked = [0; 256];
         let got = theirs.read(&mut asked).unwrap();
         assert!(!String::from_utf8_lossy(&asked[..got]).contains("system_powerdown"), "sent before it was ready");
         theirs.write_all(b"urn\": {}, \"id\": \"ready\"}\n").unwrap();
-        assert_eq!(monitor.receive(), [News::Ready]);
+        assert_eq!(monitor.receive(), Some(vec![News::Ready]));
         theirs.write_all(b"not json\n{\"event\": \"SHUTDOWN\", \"data\": {\"reason\": \"guest-reset\"}}\n").unwrap();
         drop(theirs);
-        assert_eq!(monitor.receive(), [News::Shutdown("guest-reset".into()), News::Closed]);
+        assert_eq!(monitor.receive(), Some(vec![News::Shutdown("guest-reset".into())]));
+        assert_eq!(monitor.receive(), Some(vec![News::Closed]));
+        assert_eq!(monitor.receive(), None);
+    }
+
+    #[test]
+    fn a_hypervisor_that_talks_without_end_is_heard_a_little_at_a_time() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut monitor = Monitor::new(ours).unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        let ready = b"{\"return\": {}, \"id\": \"ready\"}\n";
+        let shutdown = b"{\"event\": \"SHUTDOWN\"}\n";
+        while theirs.write_all(&[&ready[..], &shutdown[..]].concat()).is_ok() {}
+        let heard = monitor.receive().unwrap();
+        assert!((1..=RECEIVE_BYTES / shutdown.len()).contains(&heard.len()), "{}", heard.len());
+        let rest: Vec<News> = std::iter::from_fn(|| monitor.receive()).flatten().collect();
+        let times_ready = heard.iter().chain(&rest).filter(|news| **news == News::Ready).count();
+        assert_eq!(times_ready, 1, "it comes up once, however often it says so");
+    }
+
+    #[test]
+    fn a_message_without_end_closes_the_monitor() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut monitor = Monitor::new(ours).unwrap();
+        let mut sent = 0;
+        while !monitor.is_closed() {
+            theirs.write_all(&[b'a'; RECEIVE_BYTES]).unwrap();
+            sent += RECEIVE_BYTES;
+            assert!(sent <= MESSAGE_BYTES_MAX + RECEIVE_BYTES, "{sent} bytes are kept of one message");
+            monitor.receive();
+        }
+        assert!(sent > MESSAGE_BYTES_MAX);
     }
 }

@@ -25,6 +25,9 @@ use crate::process;
 const STDERR_BYTES_MAX: usize = 2048;
 /// What a host that is shutting down lets us have: less than systemd's 90 s before it kills everything.
 const HOST_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(60);
+/// Reads of what a hypervisor left behind when it ended. A socket or pipe holds a quarter of this; more would come from
+/// somebody who has its other end as well, and would never be all.
+const LAST_READS_MAX: usize = 1024;
 /// Time for viewers to take the last lines of a guest that has ended.
 const FAREWELL_TIMEOUT: Duration = Duration::from_millis(250);
 
@@ -231,11 +234,15 @@ impl<'a> Supervisor<'a> {
                     take_stop(&mut self.orders, &mut self.record, self.folder, HOST_SHUTDOWN_TIMEOUT);
                 }
             }
-            Source::Monitor => self.hear_monitor(),
+            Source::Monitor => {
+                self.hear_monitor();
+            }
             Source::Serial => {
                 self.console.serve_serial();
             }
-            Source::Stderr => self.hear_stderr(),
+            Source::Stderr => {
+                self.hear_stderr();
+            }
             Source::ControlListener => self.control.accept(),
             Source::ControlClient(index) => self.take_orders(index),
             Source::ConsoleListener => self.console.accept(),
@@ -254,15 +261,18 @@ impl<'a> Supervisor<'a> {
         });
     }
 
-    fn hear_monitor(&mut self) {
+    /// Hears some of what the hypervisor says on its monitor; false when it has said nothing.
+    fn hear_monitor(&mut self) -> bool {
         self.monitor.flush();
-        for news in self.monitor.receive() {
+        let Some(heard) = self.monitor.receive() else { return false };
+        for news in heard {
             match news {
                 News::Ready => self.become_ready(),
                 News::Shutdown(reason) => self.shutdown = Some(reason),
                 News::Closed => {}
             }
         }
+        true
     }
 
     fn become_ready(&mut self) {
@@ -278,18 +288,21 @@ impl<'a> Supervisor<'a> {
         let _ = send_report(&Report::Running);
     }
 
-    fn hear_stderr(&mut self) {
-        let Some(stderr) = &mut self.stderr else { return };
+    /// Hears some of what the hypervisor writes to its standard error; false when it has written nothing.
+    fn hear_stderr(&mut self) -> bool {
+        let Some(stderr) = &mut self.stderr else { return false };
         let mut buffer = [0; 1024];
         match stderr.read(&mut buffer) {
             Ok(got) if got > 0 => {
                 self.last_words.extend_from_slice(&buffer[..got]);
                 let excess = self.last_words.len().saturating_sub(STDERR_BYTES_MAX);
                 self.last_words.drain(..excess);
+                return true;
             }
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
             _ => self.stderr = None,
         }
+        false
     }
 
     fn next_deadline(&self) -> Option<Instant> {
@@ -318,15 +331,9 @@ impl<'a> Supervisor<'a> {
 
     /// Takes what the hypervisor wrote before it ended, and gives viewers a moment to read it.
     fn hear_out(&mut self) {
-        self.hear_monitor();
-        while self.console.serve_serial() {}
-        while self.stderr.is_some() {
-            let heard = self.last_words.len();
-            self.hear_stderr();
-            if self.last_words.len() == heard {
-                break;
-            }
-        }
+        (0..LAST_READS_MAX).all(|_| self.hear_monitor());
+        (0..LAST_READS_MAX).all(|_| self.console.serve_serial());
+        (0..LAST_READS_MAX).all(|_| self.hear_stderr());
         let deadline = Instant::now() + FAREWELL_TIMEOUT;
         while self.console.has_unsent() && Instant::now() < deadline {
             self.turn(Some(deadline));
