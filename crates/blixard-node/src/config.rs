@@ -10,6 +10,8 @@ use blixard_core::{NodeId, Settings};
 use serde::{Deserialize, Serialize};
 use toml::Value;
 
+use crate::damage::read_bounded;
+
 /// The HTTP door is this far above the UDP port of `bind`.
 pub const HTTP_PORT_OFFSET: u16 = 1000;
 /// More than any configuration file holds; a larger file is something else.
@@ -229,11 +231,7 @@ impl Layers {
     /// # Errors
     /// When it cannot be read, is not TOML, or has a setting that does not exist.
     pub fn file(self, path: &Path) -> anyhow::Result<Self> {
-        let read = || -> anyhow::Result<String> {
-            let bytes = std::fs::metadata(path)?.len();
-            anyhow::ensure!(bytes <= FILE_BYTES_MAX, "{bytes} bytes are too many for a configuration file");
-            Ok(std::fs::read_to_string(path)?)
-        };
+        let read = || -> anyhow::Result<String> { Ok(String::from_utf8(read_bounded(path, FILE_BYTES_MAX)?)?) };
         let text = read().with_context(|| format!("read configuration file {}", path.display()))?;
         self.text(&text, path)
     }

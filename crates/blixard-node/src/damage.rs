@@ -3,6 +3,8 @@
 //! Nothing that is damaged is ever replaced in silence: a node that went on with an empty log could break what it had
 //! promised to the others, and one with a new key would be another node.
 
+use std::fs::File;
+use std::io::{self, Read};
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 
@@ -28,6 +30,21 @@ impl Damage {
     pub(crate) fn missing(path: &Path, next_step: impl Into<String>) -> Self {
         Self::new(path, "is missing, though this node has been in use", next_step)
     }
+}
+
+/// Reads a file of at most `bytes_max` bytes. It is the bytes that come which are counted: what a path leads to may claim to be
+/// empty and have no end.
+///
+/// # Errors
+/// When it cannot be read or has more.
+pub(crate) fn read_bounded(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    File::open(path)?.take(bytes_max + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > bytes_max {
+        let text = format!("it has more than {bytes_max} bytes, so it is something else than was looked for");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+    }
+    Ok(content)
 }
 
 /// Reads all of a database that must be there, and holds every page against its checksum. A crash leaves none that fails: what
@@ -59,6 +76,17 @@ mod tests {
     use super::*;
 
     const TABLE: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("table");
+
+    #[test]
+    fn no_more_of_a_file_is_read_than_may_be() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("some.json");
+        std::fs::write(&path, "12345").unwrap();
+        assert_eq!(read_bounded(&path, 5).unwrap(), b"12345");
+        assert!(read_bounded(&path, 4).unwrap_err().to_string().contains("more than 4 bytes"));
+        // It claims to be empty, and does not end.
+        assert!(read_bounded(Path::new("/dev/zero"), 1 << 20).is_err());
+    }
 
     /// A database with some rows, closed in order.
     fn written(dir: &Path) -> PathBuf {

@@ -8,7 +8,6 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{DirBuilder, OpenOptions};
-use std::io::Read;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -19,6 +18,7 @@ use blixard_core::limits::WORD_BYTES_MAX;
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::{User, getuid};
 
+use crate::damage::read_bounded;
 use crate::transport::{PeerAddress, Registry, SecretKey, Ticket, load_or_create_key, write_private};
 
 /// Names the folder, in place of the usual one.
@@ -144,7 +144,7 @@ impl UserState {
         let paths = files(&self.dir.join("nodes")).into_iter().filter(|path| path.extension().is_none());
         let mut nodes: Vec<_> = paths
             .filter_map(|path| {
-                let registry_path = PathBuf::from(OsString::from_vec(read_bounded(&path).ok()?));
+                let registry_path = PathBuf::from(OsString::from_vec(read_bounded(&path, FILE_BYTES_MAX).ok()?));
                 let registry = Registry::read(&registry_path).ok()?;
                 Some((registry_path, registry))
             })
@@ -170,14 +170,8 @@ fn files(dir: &Path) -> Vec<PathBuf> {
     paths
 }
 
-fn read_bounded(path: &Path) -> std::io::Result<Vec<u8>> {
-    let mut content = Vec::new();
-    std::fs::File::open(path)?.take(FILE_BYTES_MAX).read_to_end(&mut content)?;
-    Ok(content)
-}
-
 fn read_ticket(path: &Path) -> Option<Ticket> {
-    let content = read_bounded(path).ok()?;
+    let content = read_bounded(path, FILE_BYTES_MAX).ok()?;
     match String::from_utf8_lossy(&content).parse() {
         Ok(ticket) => Some(ticket),
         Err(error) => {

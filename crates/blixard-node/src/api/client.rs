@@ -5,7 +5,7 @@ mod guests;
 
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use axum::body::Body;
 use blixard_core::{EndpointId, ImageName, NodeId, RequestId, Settings, VmName};
 use bytes::Bytes;
@@ -16,7 +16,7 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::io::AsyncBufReadExt;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt};
 
 pub use guests::{LogStart, VmLog};
 
@@ -35,6 +35,8 @@ const TRIES_MAX: u32 = 3;
 const RETRY_WAIT: Duration = Duration::from_millis(300);
 /// The largest JSON answer: a list of 100,000 vms.
 const ANSWER_BYTES_MAX: usize = 256 << 20;
+/// The longest line of what is followed: a vm with all it may have, many times over.
+const LINE_BYTES_MAX: u64 = 1 << 20;
 /// How long a request that only asks may take. The node itself gives up on a missing leader sooner.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -86,10 +88,17 @@ fn lines_of<T: DeserializeOwned + Send + 'static>(
     bytes: impl Stream<Item = std::io::Result<Bytes>> + Send + 'static,
     what: &'static str,
 ) -> BoxStream<'static, anyhow::Result<T>> {
-    let lines = tokio_util::io::StreamReader::new(Box::pin(bytes)).lines();
+    let lines = tokio_util::io::StreamReader::new(Box::pin(bytes));
     futures::stream::try_unfold(lines, move |mut lines| async move {
-        let Some(line) = lines.next_line().await.with_context(|| format!("follow {what}"))? else { return Ok(None) };
-        let value = serde_json::from_str(&line).with_context(|| format!("read a line about {what}"))?;
+        let mut line = Vec::new();
+        let read = (&mut lines).take(LINE_BYTES_MAX).read_until(b'\n', &mut line).await;
+        if read.with_context(|| format!("follow {what}"))? == 0 {
+            return Ok(None);
+        }
+        if line.len() as u64 == LINE_BYTES_MAX && !line.ends_with(b"\n") {
+            bail!("a line about {what} has more than {LINE_BYTES_MAX} bytes");
+        }
+        let value = serde_json::from_slice(&line).with_context(|| format!("read a line about {what}"))?;
         Ok(Some((value, lines)))
     })
     .boxed()
@@ -423,5 +432,27 @@ impl Client {
     ) -> Result<impl Stream<Item = anyhow::Result<EventView>> + use<>, ClientError> {
         let bytes = self.stream(&format!("/v1/events/watch?after={after}{}", filter_query(filter))).await?;
         Ok(lines_of(bytes, "events"))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn lines(
+        pieces: impl IntoIterator<Item = Vec<u8>, IntoIter: Send + 'static>,
+    ) -> BoxStream<'static, anyhow::Result<u32>> {
+        let pieces = pieces.into_iter().map(|piece| Ok(Bytes::from(piece)));
+        lines_of(futures::stream::iter(pieces), "a test")
+    }
+
+    #[tokio::test]
+    async fn lines_are_read_however_they_are_cut_and_no_further_than_they_may_go() {
+        let read: Vec<u32> = lines([b"1\n2".to_vec(), b"3\n4".to_vec()]).try_collect().await.unwrap();
+        assert_eq!(read, [1, 23, 4]);
+        let mut endless = lines(std::iter::repeat(vec![b'1'; 4096]));
+        let error = endless.next().await.unwrap().unwrap_err();
+        assert!(error.to_string().contains("more than"), "{error:#}");
     }
 }

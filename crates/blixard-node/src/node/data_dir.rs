@@ -22,8 +22,11 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::damage::Damage;
+use crate::damage::{Damage, read_bounded};
 use crate::transport::write_private;
+
+/// The largest JSON file: 1,000 members with all the addresses that they may have take less than 2 MiB.
+const FILE_BYTES_MAX: u64 = 4 << 20;
 
 /// What this node is part of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,7 +113,7 @@ impl DataDir {
     /// removed.
     pub(crate) fn read<T: DeserializeOwned>(&self, name: &str, regained: &str) -> anyhow::Result<Option<T>> {
         let path = self.join(name);
-        let text = match std::fs::read(&path) {
+        let text = match read_bounded(&path, FILE_BYTES_MAX) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),

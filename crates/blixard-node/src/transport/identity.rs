@@ -10,11 +10,13 @@ use anyhow::{Context, bail};
 use blixard_core::EndpointId;
 use data_encoding::HEXLOWER;
 
-use crate::damage::Damage;
+use crate::damage::{Damage, read_bounded};
 
 /// What to do about a key that cannot be read.
 pub(crate) const KEY_LOST: &str = "restore the key from a backup; without it a node has to be removed and to join anew with an \
                                    empty data directory, and a user has to be let in anew";
+/// More than a key and some white space around it take.
+const KEY_FILE_BYTES_MAX: u64 = 4 << 10;
 /// Tells the writes of this process apart.
 static WRITES: AtomicU64 = AtomicU64::new(0);
 
@@ -60,7 +62,8 @@ pub fn load_or_create_key(path: &Path) -> anyhow::Result<SecretKey> {
                     path.display()
                 );
             }
-            let text = std::fs::read(path).with_context(|| format!("read key {}", path.display()))?;
+            let text =
+                read_bounded(path, KEY_FILE_BYTES_MAX).with_context(|| format!("read key {}", path.display()))?;
             let bytes = HEXLOWER.decode(text.trim_ascii()).ok().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
             let Some(bytes) = bytes else {
                 let problem = "is damaged: it is to hold 64 hexadecimal digits";

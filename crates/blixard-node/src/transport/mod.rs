@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use blixard_core::EndpointId;
+use blixard_core::limits::ADDRESSES_MAX;
 use iroh::address_lookup::MemoryLookup;
 use iroh::endpoint::{BindOpts, PortmapperConfig, QuicTransportConfig, VarInt, presets};
 use iroh::protocol::{AcceptError, DynProtocolHandler, ProtocolHandler, Router};
@@ -233,12 +234,12 @@ impl Transport {
         }
         addresses.sort();
         addresses.dedup();
-        addresses.truncate(blixard_core::limits::ADDRESSES_MAX);
+        addresses.truncate(ADDRESSES_MAX);
         let relay_url = own.relay_urls().next().map(ToString::to_string);
         PeerAddress { endpoint: self.id(), addresses, relay_url }
     }
 
-    /// Learns where a peer can be reached, in place of what was known.
+    /// Learns where a peer can be reached, in place of what was known. Of too many addresses the first are believed.
     pub fn learn(&self, peer: &PeerAddress) {
         if let Some(address) = endpoint_address(peer) {
             self.inner.book.set_endpoint_info(address);
@@ -298,7 +299,8 @@ impl Hold {
 
 fn endpoint_address(peer: &PeerAddress) -> Option<EndpointAddr> {
     let id = iroh::EndpointId::from_bytes(&peer.endpoint.0).ok()?;
-    let direct = peer.addresses.iter().map(|address| TransportAddr::Ip(*address));
+    // Each of them is sent packets to when the peer is dialled, whoever lives there.
+    let direct = peer.addresses.iter().take(ADDRESSES_MAX).map(|address| TransportAddr::Ip(*address));
     let relay = peer.relay_url.as_ref().and_then(|url| url.parse().ok()).map(TransportAddr::Relay);
     Some(EndpointAddr::from_parts(id, direct.chain(relay)))
 }
@@ -394,5 +396,20 @@ impl ProtocolHandler for Isolated {
 
     async fn shutdown(&self) {
         self.handler.shutdown().await;
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_names_many_addresses_has_few_of_them_dialled() {
+        let endpoint = SecretKey::generate().id();
+        let addresses: Vec<SocketAddr> = (1..=3000_u16).map(|port| ([192, 0, 2, 1], port).into()).collect();
+        let known = endpoint_address(&PeerAddress { endpoint, addresses, relay_url: None }).unwrap();
+        let ports: Vec<u16> = known.ip_addrs().map(SocketAddr::port).collect();
+        assert_eq!(ports, (1..=16).collect::<Vec<_>>());
     }
 }

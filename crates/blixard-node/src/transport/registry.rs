@@ -7,6 +7,7 @@ use blixard_core::{ClusterId, EndpointId, NodeId};
 use serde::{Deserialize, Serialize};
 
 use super::{PeerAddress, write_private};
+use crate::damage::read_bounded;
 
 /// More than any registry file holds; a larger file is something else.
 const REGISTRY_BYTES_MAX: u64 = 64 << 10;
@@ -46,11 +47,7 @@ impl Registry {
     /// # Errors
     /// When it cannot be read or is not a registry file.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
-        let read = || -> anyhow::Result<Self> {
-            let bytes = std::fs::metadata(path)?.len();
-            anyhow::ensure!(bytes <= REGISTRY_BYTES_MAX, "{bytes} bytes are too many for a registry file");
-            Self::decode(&std::fs::read(path)?)
-        };
+        let read = || -> anyhow::Result<Self> { Self::decode(&read_bounded(path, REGISTRY_BYTES_MAX)?) };
         read().with_context(|| format!("read registry file {}", path.display()))
     }
 

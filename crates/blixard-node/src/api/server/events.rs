@@ -73,7 +73,8 @@ pub(super) async fn list(
 /// What happened between what a follower has seen and what is kept, if anything did.
 fn missed(state: &ClusterState, after: u64) -> Option<EventView> {
     let oldest = state.history.events.front()?;
-    let missed = oldest.number.checked_sub(after + 1).filter(|missed| *missed > 0)?;
+    // The caller's number may be any, the largest included.
+    let missed = oldest.number.saturating_sub(1).checked_sub(after).filter(|missed| *missed > 0)?;
     Some(EventView {
         number: oldest.number - 1,
         at: oldest.at,
@@ -164,6 +165,7 @@ mod tests {
         assert_eq!(missed(&state, 50).unwrap().number, 100);
         assert_eq!(missed(&state, 100), None);
         assert_eq!(missed(&state, 500), None);
+        assert_eq!(missed(&state, u64::MAX), None);
         assert_eq!(missed(&ClusterState::default(), 0), None);
     }
 }
