@@ -3,15 +3,15 @@
 //! Types that the crates keep to themselves are written as tuples of the same fields, which postcard encodes alike; that the
 //! decoders accept them is tested, so a field that is added there is missed here.
 
-use blixard_core::{Change, ClusterId, Command, EndpointId, Node, NodeId, State, TokenId};
+use blixard_core::{Audit, Change, ClusterId, Command, EndpointId, History, Node, NodeId, State, TokenId};
 use blixard_node::transport::{PeerAddress, Ticket, TicketSecret};
 use serde::Serialize;
 use serde_json::json;
 
 type Examples = Vec<(String, Vec<u8>)>;
 
-/// Commands that become a corpus; the shortest ones have little in them that others have not.
-const COMMANDS: usize = 18;
+/// Events, or entries of the audit trail, of one example: a corpus has small files.
+const LISTED: usize = 6;
 const KEY: &str = "0707070707070707070707070707070707070707070707070707070707070707";
 const CLUSTER: &str = "0303030303030303030303030303030303030303030303030303030303030303";
 
@@ -30,7 +30,7 @@ fn golden(path: &std::path::Path) -> Vec<u8> {
     digits.chunks(2).map(|pair| u8::try_from(pair[0] << 4 | pair[1]).expect("two digits are a byte")).collect()
 }
 
-fn golden_commands() -> Examples {
+pub(crate) fn commands() -> Examples {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../crates/blixard-core/tests/golden");
     let files = std::fs::read_dir(folder).expect("the golden files are there");
     let mut commands: Examples = files
@@ -40,13 +40,13 @@ fn golden_commands() -> Examples {
             Some((name, golden(&path)))
         })
         .collect();
-    commands.sort_by_key(|(name, bytes)| (usize::MAX - bytes.len(), name.clone()));
+    commands.sort();
     commands
 }
 
 /// A node as the golden commands have it.
 fn node() -> Node {
-    let nodes = golden_commands().into_iter().find_map(|(_, bytes)| match Command::decode(&bytes).ok()?.change {
+    let nodes = commands().into_iter().find_map(|(_, bytes)| match Command::decode(&bytes).ok()?.change {
         Change::AdmitNode { node, .. } => Some(node),
         _ => None,
     });
@@ -61,23 +61,57 @@ fn peer() -> PeerAddress {
     }
 }
 
-pub(crate) fn commands() -> Examples {
-    golden_commands().into_iter().take(COMMANDS).collect()
-}
-
 pub(crate) fn states() -> Examples {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../crates/blixard-core/tests/golden/state.hex");
-    let state = State::decode(&golden(folder.as_ref())).unwrap_or_default();
-    let without_vms = State { vms: Default::default(), answered: Default::default(), ..state.clone() };
-    let vms_only = State { vms: state.vms.clone(), answered: state.answered.clone(), ..State::default() };
-    named([("empty", State::default()), ("members", without_vms), ("vms", vms_only)].map(|(n, s)| (n, s.encode())))
+    let whole = State::decode(&golden(folder.as_ref())).expect("the golden state is read by the version that wrote it");
+    let (audit, history) = (&whole.audit, &whole.history);
+    let listed: Vec<_> = history.events.iter().cloned().collect();
+    let kept: Vec<_> = audit.entries.iter().cloned().collect();
+    let empty = State::default;
+    let parts = [
+        ("empty", empty()),
+        ("nodes", State { nodes: whole.nodes.clone(), removed: whole.removed.clone(), ..empty() }),
+        (
+            "keys",
+            State { cluster: whole.cluster, tokens: whole.tokens.clone(), clients: whole.clients.clone(), ..empty() },
+        ),
+        ("images", State { images: whole.images.clone(), settings: whole.settings, ..empty() }),
+        ("vms", State { vms: whole.vms.clone(), ..empty() }),
+        ("answered", State { answered: whole.answered.clone(), ..empty() }),
+    ];
+    let mut parts: Vec<(String, State)> = parts.into_iter().map(|(name, state)| (name.to_owned(), state)).collect();
+    for (number, events) in (1..).zip(listed.chunks(LISTED)) {
+        let history = History { events: events.to_vec().into(), ..history.clone() };
+        parts.push((format!("history_{number}"), State { history, ..empty() }));
+    }
+    for (number, entries) in (1..).zip(kept.chunks(LISTED)) {
+        let audit = Audit { entries: entries.to_vec().into(), ..audit.clone() };
+        parts.push((format!("audit_{number}"), State { audit, ..empty() }));
+    }
+    named(parts.into_iter().map(|(name, state)| (name, state.encode())))
 }
 
-pub(crate) fn tickets() -> Examples {
+fn whole_and_bare_ticket() -> [(&'static str, Ticket); 2] {
     let secret = TicketSecret { token: TokenId([1; 8]), secret: [9; 32] };
     let whole = Ticket { cluster: ClusterId([3; 32]), peers: vec![peer(), peer()], secret: Some(secret) };
     let bare = Ticket { peers: vec![], secret: None, ..whole.clone() };
-    named([("whole", whole.to_string()), ("bare", bare.to_string())])
+    [("whole", whole), ("bare", bare)]
+}
+
+pub(crate) fn tickets() -> Examples {
+    named(whole_and_bare_ticket().map(|(name, ticket)| (name, ticket.to_string())))
+}
+
+pub(crate) fn ticket_contents() -> Examples {
+    let [whole, bare] = whole_and_bare_ticket().map(|(name, ticket)| (name, postcard(&ticket)));
+    // As many nodes as there may be, and behind them as much as one more would take.
+    let known_by_key = PeerAddress { addresses: vec![], relay_url: None, ..peer() };
+    let full = Ticket { cluster: ClusterId([3; 32]), peers: vec![known_by_key; 16], secret: None };
+    named([whole, bare, ("full", [postcard(&full), vec![0; 40]].concat())])
+}
+
+pub(crate) fn traces() -> Examples {
+    named([("sampled", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")])
 }
 
 pub(crate) fn registries() -> Examples {
@@ -106,7 +140,7 @@ pub(crate) fn configs() -> Examples {
     let whole = "id = 3\nbind = '127.0.0.1:7001'\ndata_dir = '/srv/b'\npeers = ['a:1', 'b:2']\np2p_enabled = false\n\
                  relays = []\nhypervisor = 'fake'\n[labels]\nzone = 'a'\n[capacity]\nvcpus = 4\nmemory_mib = 512\n\
                  overcommit_vcpus_percent = 200\n[raft]\nheartbeat_ms = 50\nelection_min_ms = 150\n[cluster]\nvoters = 5\n";
-    named([("least", "id = 1\n"), ("whole", whole)])
+    named([("least", "id = 1\n"), ("whole", whole), ("highest_port", "id = 1\nbind = '127.0.0.1:64535'\n")])
 }
 
 pub(crate) fn join_requests() -> Examples {
@@ -135,7 +169,8 @@ fn frame(body: &[u8]) -> Vec<u8> {
 pub(crate) fn raft_streams() -> Examples {
     let vote = ((3_u64, Some(1_u64)), true);
     let log_id = (3_u64, 9_u64);
-    let command = commands().swap_remove(0).1;
+    let command =
+        commands().into_iter().find(|(name, _)| name == "create_vm").expect("there is one golden file a change").1;
     let trace = Some(([4_u8; 16], [5_u8; 8]));
     let entries = (vec![(log_id, 0_u8)], vec![(log_id, 1_u8, command.clone(), trace)]);
     let append = |kind: u8, entries: &[u8]| {
@@ -207,6 +242,8 @@ pub(crate) fn requests() -> Examples {
         ),
         ("vm_stop", with_body("POST /v1/vms/web/stop", json!({ "timeout_ms": 10 }))),
         ("vm_logs", head("GET /v1/vms/web/logs?follow=true&tail_bytes=100", "")),
+        ("events", head("GET /v1/events?after=18446744073709551615&last=3&vm=web&node=1&stale=true", "")),
+        ("audit", head("GET /v1/audit?last=10&stale=true", "")),
         ("peer_live", head(&format!("GET /vms/{vm}/live?image={hash}"), "")),
         ("peer_blob", head(&format!("GET /blobs/{hash}"), "")),
     ])
@@ -226,7 +263,47 @@ pub(crate) fn answers() -> Examples {
         },
     });
     let fault = json!({ "kind": "not_found", "message": "there is no vm web" });
-    named([("group", group), ("live", live), ("fault", fault)].map(|(name, value)| (name, value.to_string())))
+    let vm = json!({
+        "id": "0b".repeat(16), "name": "web", "image": "tiny", "image_id": KEY, "vcpus": 2, "memory_mib": 512, "disk_mib": 0,
+        "publish": [{ "host_address": "127.0.0.1", "host_port": 8080, "guest_port": 80, "protocol": "tcp" }], "restart": { "on-failure": { "limit": 5 } }, "node": 1, "epoch": 1,
+        "desired": { "power": "on", "run": 1, "stop_timeout_ms": 30_000, "deleting": false }, "phase": "running",
+        "observed_run": 1, "reason": null, "retrying": false, "restarts": 0, "since": 5, "created_at": 4, "live": live,
+    });
+    let amounts = json!({ "vcpus": 4, "memory_mib": 512, "disk_mib": 1024 });
+    let cluster = json!({
+        "cluster_id": CLUSTER, "seen_by": 1, "leader": 1, "term": 3, "voters": 1, "voters_reachable": 1, "margin": "none",
+        "settings": { "voters": 3, "copies": 2 }, "nodes": [{
+            "id": 1, "endpoint_id": KEY, "addresses": ["[::1]:7001"], "relay_url": null, "role": "leader", "state": "ready",
+            "last_contact_ms": null, "capacity": amounts, "used": amounts, "vms": 1, "labels": { "zone": "a" },
+            "version": "0.1.0",
+        }],
+        "vms": 1, "images": 1, "state_digest": KEY, "applied": 9,
+    });
+    let part = json!({ "hash": KEY, "bytes": 5 });
+    let manifest = json!({ "kernel": { "kernel": part, "initrd": part, "root": null, "cmdline": "quiet" } });
+    let image = json!({
+        "id": KEY, "name": "tiny", "kind": "kernel", "bytes": 10, "manifest": manifest, "holders": [1, 2], "wanted": [3],
+        "used_by": ["web"], "added_at": 3,
+    });
+    let token =
+        json!({ "id": "01".repeat(8), "state": "valid", "uses_left": 1, "expires_at": 2_000, "created_at": 1_000 });
+    let event = json!({
+        "number": 7, "at": 5, "kind": "vm started", "vm": "web", "image": null, "node": 1, "by": "ada", "text": "it started",
+    });
+    let verdict = json!({ "node": 1, "fits": false, "rank": null, "sort": "memory", "text": "it has too little" });
+    let explained = json!({ "vm": "web", "node": null, "verdicts": [verdict] });
+    let all = [
+        ("c", "cluster", cluster),
+        ("e", "event", event),
+        ("f", "fault", fault),
+        ("g", "group", group),
+        ("i", "image", image),
+        ("l", "live", live),
+        ("t", "token", token),
+        ("v", "vm", vm),
+        ("x", "explained", explained),
+    ];
+    named(all.map(|(kind, name, value)| (name, format!("{kind}{value}"))))
 }
 
 pub(crate) fn orders() -> Examples {
@@ -257,9 +334,9 @@ pub(crate) fn kernels() -> Examples {
     named([("bzimage", image), ("elf", elf)])
 }
 
-/// A qcow2 image of two clusters of 512 bytes: the header, and a table that stands for both that it needs.
-fn qcow2(version: u32, table: &[u64]) -> Vec<u8> {
-    let mut image = vec![0; 1024];
+/// A qcow2 image of clusters of 512 bytes: the header, a table that stands for both at the top, and a level-two table.
+fn qcow2(version: u32, top: &[u64], level_two: &[u64]) -> Vec<u8> {
+    let mut image = vec![0; 3 * 512];
     let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, b"QFI\xfb");
     put(4, &version.to_be_bytes());
@@ -270,8 +347,10 @@ fn qcow2(version: u32, table: &[u64]) -> Vec<u8> {
     put(48, &512_u64.to_be_bytes()); // reference count table
     put(56, &1_u32.to_be_bytes());
     put(100, &104_u32.to_be_bytes());
-    for (place, entry) in table.iter().enumerate() {
-        put(512 + place * 8, &entry.to_be_bytes());
+    for (begin, table) in [(512, top), (1024, level_two)] {
+        for (place, entry) in table.iter().enumerate() {
+            put(begin + place * 8, &entry.to_be_bytes());
+        }
     }
     image
 }
@@ -279,6 +358,7 @@ fn qcow2(version: u32, table: &[u64]) -> Vec<u8> {
 pub(crate) fn disks() -> Examples {
     let mut raw = vec![0; 512];
     raw[510..].copy_from_slice(&[0x55, 0xaa]);
-    let mapped = (1 << 63) | 512;
-    named([("empty_2", qcow2(2, &[])), ("empty_3", qcow2(3, &[])), ("mapped_3", qcow2(3, &[mapped])), ("raw", raw)])
+    let mapped = |at: u64| (1 << 63) | at;
+    let used = qcow2(3, &[mapped(1024)], &[mapped(512), mapped(1024), (1 << 62) | 512]);
+    named([("empty_2", qcow2(2, &[], &[])), ("empty_3", qcow2(3, &[], &[])), ("used_3", used), ("raw", raw)])
 }

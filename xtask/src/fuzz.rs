@@ -15,6 +15,9 @@ const INPUT_BYTES_MAX: u32 = 4096;
 const INPUT_SECONDS_MAX: u32 = 10;
 /// The program with its corpus takes some 100 MiB.
 const MEMORY_MIB_MAX: u32 = 1024;
+/// How long each target is fuzzed in the gate, in seconds. New code that breaks does so within the first few thousand inputs,
+/// and each target tries more than a thousand a second.
+pub const GATE_SECONDS: u32 = 8;
 /// What is shown of a run that found something: libFuzzer's last words, with the panic.
 const LINES_SHOWN: usize = 40;
 
@@ -79,15 +82,18 @@ fn targets() -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// What cargo says of a build, message by message.
+fn messages(cargo: &mut Command) -> Result<Vec<serde_json::Value>> {
+    let text = process::text(cargo.args(["--quiet", "--locked", "--message-format=json-render-diagnostics"]))?;
+    Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+}
+
 /// Builds libFuzzer; gives its archive.
 fn engine() -> Result<PathBuf> {
-    let target_dir = folder("engine");
     let manifest = workspace_root().join("fuzz/engine/Cargo.toml");
-    let mut cargo = Command::new("cargo");
-    cargo.args(["build", "--quiet", "--locked", "--message-format=json", "--manifest-path"]).arg(manifest);
-    let messages = process::text(cargo.arg("--target-dir").arg(target_dir)).context("build libFuzzer")?;
-    let out_dir = messages.lines().find_map(|line| {
-        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+    let mut cargo = process::cargo();
+    cargo.args(["build", "--manifest-path"]).arg(manifest).arg("--target-dir").arg(folder("engine"));
+    let out_dir = messages(&mut cargo).context("build libFuzzer")?.into_iter().find_map(|message| {
         let is_its = message["reason"] == "build-script-executed"
             && message["package_id"].as_str().is_some_and(|package| package.contains("libfuzzer-sys"));
         is_its.then(|| message["out_dir"].as_str().map(PathBuf::from)).flatten()
@@ -100,18 +106,23 @@ fn engine() -> Result<PathBuf> {
 /// Builds the program with all targets.
 fn build(engine: &Path) -> Result<PathBuf> {
     let root = workspace_root();
-    let mut cargo = Command::new("cargo");
+    let mut cargo = process::cargo();
+    // Which features a package from elsewhere is built with depends on what else is chosen. With all of the workspace and its
+    // tests chosen, it is built as for them, and one build serves both.
     cargo
-        .args(["rustc", "--quiet", "--locked", "--package", "fuzz", "--bin", "decoders", "--features", "engine", "--"])
-        .arg(format!("-Clink-arg={}", engine.display()))
-        .arg("-Clink-arg=-lstdc++")
+        .args(["test", "--no-run", "--workspace", "--test", "engine", "--features", "fuzz/engine"])
         .env("RUSTC_WORKSPACE_WRAPPER", root.join("fuzz/instrument.sh"))
+        .env("BLIXARD_FUZZ_ENGINE", engine)
         .current_dir(&root);
-    process::check(&mut cargo).context("build the fuzz targets")?;
+    let program = messages(&mut cargo).context("build the fuzz targets")?.into_iter().find_map(|message| {
+        let is_it = message["reason"] == "compiler-artifact" && message["target"]["name"] == "engine";
+        is_it.then(|| message["executable"].as_str().map(PathBuf::from)).flatten()
+    });
     // A copy, so that a build meanwhile does not take it away.
-    let program = folder("decoders");
-    fs::copy(root.join("target/debug/decoders"), &program).context("keep the program with the targets")?;
-    Ok(program)
+    let copy = folder("decoders");
+    fs::copy(program.context("cargo does not say where it built the targets")?, &copy)
+        .context("keep the program with the targets")?;
+    Ok(copy)
 }
 
 /// Runs one target; says how many inputs were tried.
@@ -143,10 +154,11 @@ fn fuzz_one(program: &Path, target: &str, request: &Request<'_>) -> Result<Strin
     if !output.status.success() {
         let lines: Vec<&str> = said.lines().collect();
         bail!(
-            "target {target} ended with {}:\n{}\nTry the input alone with `cargo xtask fuzz {target} --input FILE`; once it \
-             is mended, keep it as fuzz/corpus/{target}/found-WHAT.",
+            "target {target} ended with {}:\n{}\n{}Try an input alone with `cargo xtask fuzz {target} --input FILE`; once it is \
+             mended, keep it as fuzz/corpus/{target}/found-WHAT.",
             output.status,
-            lines[lines.len().saturating_sub(LINES_SHOWN)..].join("\n")
+            lines[lines.len().saturating_sub(LINES_SHOWN)..].join("\n"),
+            kept_inputs(&said)
         );
     }
     let stat = |name: &str| {
@@ -162,4 +174,35 @@ fn fuzz_one(program: &Path, target: &str, request: &Request<'_>) -> Result<Strin
             stat("peak_rss_mb")
         ),
     })
+}
+
+/// The inputs that a run has kept, with their bytes: whoever reads this may not have the machine that it ran on.
+fn kept_inputs(said: &str) -> String {
+    let paths = said.lines().filter_map(|line| Some(line.split_once("Test unit written to ")?.1.trim()));
+    let shown = paths.map(|path| match fs::read(path) {
+        Ok(input) => {
+            let digits: String = input.iter().map(|byte| format!("{byte:02x}")).collect();
+            let (bytes, text) = (input.len(), input.escape_ascii());
+            format!("Kept as {path}, {bytes} bytes: {text}\nThe same for `xxd -r -p`: {digits}\n")
+        }
+        Err(error) => format!("Not kept as {path}: {error}\n"),
+    });
+    shown.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn what_was_found_is_shown_byte_for_byte() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("crash-1");
+        fs::write(&path, b"{\"a\0\xff").unwrap();
+        let said = format!("==1== ERROR\nartifact_prefix='./'; Test unit written to {}\nBase64: \n", path.display());
+        let shown = kept_inputs(&said);
+        assert!(shown.contains(r#"5 bytes: {\"a\x00\xff"#) && shown.contains(": 7b226100ff\n"), "{shown}");
+        assert_eq!(kept_inputs("Done 5 runs"), "");
+    }
 }

@@ -13,9 +13,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::api::bootstrap::Bootstrap;
 use crate::api::join::{JoinAnswer, JoinRequest};
 use crate::api::server::extract;
-use crate::api::{ClusterView, Fault, ImageView, LiveView, TokenView, VmView};
+use crate::api::{ClusterView, EventView, ExplainView, Fault, ImageView, LiveView, TokenView, VmView};
 use crate::config::Layers;
 use crate::raft::GroupView;
+use crate::trace::TraceContext;
 use crate::transport::http::{Caller, serve_stream};
 use crate::transport::{Registry, Ticket};
 
@@ -47,6 +48,19 @@ fn block_on<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
 pub fn ticket(bytes: &[u8]) -> Result<Vec<u8>, String> {
     let ticket: Ticket = String::from_utf8_lossy(bytes).parse().map_err(|error| words(anyhow::Error::from(error)))?;
     Ok(ticket.to_string().into_bytes())
+}
+
+/// What is inside of a ticket. Whoever makes one up gives it a checksum that fits.
+pub fn ticket_content(bytes: &[u8]) -> Result<Vec<u8>, String> {
+    let ticket = Ticket::decode(bytes).map_err(|error| error.to_string())?;
+    Ok(postcard(&ticket))
+}
+
+/// The header that carries the context of a trace.
+pub fn trace(bytes: &[u8]) -> Result<Vec<u8>, String> {
+    let text = std::str::from_utf8(bytes).map_err(|error| error.to_string())?;
+    let context: TraceContext = text.parse().map_err(|_| "it is no trace context".to_owned())?;
+    Ok(context.to_string().into_bytes())
 }
 
 /// A registry file.
@@ -92,28 +106,25 @@ pub fn join_answer(bytes: &[u8]) -> Result<Vec<u8>, String> {
     JoinAnswer::decode(bytes).map(|answer| postcard(&answer)).map_err(words)
 }
 
-/// An answer of a node to a node or a client.
+/// An answer of a node to a node or a client. Its first byte says what was asked for.
 pub fn answer(bytes: &[u8]) -> Result<Vec<u8>, String> {
-    fn reread<T: Serialize + DeserializeOwned>(bytes: &[u8]) -> Result<Vec<u8>, String> {
-        serde_json::from_slice::<T>(bytes).map(|value| json(&value)).map_err(|error| error.to_string())
+    fn reread<T: Serialize + DeserializeOwned>(kind: u8, bytes: &[u8]) -> Result<Vec<u8>, String> {
+        let value: T = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+        Ok([&[kind][..], &json(&value)].concat())
     }
-    let kinds = [
-        reread::<GroupView>,
-        reread::<LiveView>,
-        reread::<ClusterView>,
-        reread::<VmView>,
-        reread::<ImageView>,
-        reread::<TokenView>,
-        reread::<Fault>,
-    ];
-    let mut last = Err(String::new());
-    for kind in kinds {
-        last = kind(bytes);
-        if last.is_ok() {
-            break;
-        }
+    let Some((kind, bytes)) = bytes.split_first() else { return Err("nothing was asked for".to_owned()) };
+    match kind {
+        b'c' => reread::<ClusterView>(*kind, bytes),
+        b'e' => reread::<EventView>(*kind, bytes),
+        b'f' => reread::<Fault>(*kind, bytes),
+        b'g' => reread::<GroupView>(*kind, bytes),
+        b'i' => reread::<ImageView>(*kind, bytes),
+        b'l' => reread::<LiveView>(*kind, bytes),
+        b't' => reread::<TokenView>(*kind, bytes),
+        b'v' => reread::<VmView>(*kind, bytes),
+        b'x' => reread::<ExplainView>(*kind, bytes),
+        _ => Err("nothing is asked for by that".to_owned()),
     }
-    last
 }
 
 /// A request on a stream, to its path, query and body. Refused with what the caller is told.

@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 
 use super::ask::LogQuery;
 use super::audit::AuditQuery;
+use super::events::EventQuery;
 use super::peer::LiveQuery;
 use super::{Asker, Body, Freshness, Path, Query, body_limit};
 use crate::api::views::{AddImage, CreateToken, CreateVm, GrantClient, RemoveNode, StopVm};
@@ -18,6 +19,8 @@ pub(crate) fn routes() -> axum::Router {
         .route("/v1/cluster/settings", put(body::<Settings>))
         .route("/v1/cluster/leave", post(body::<RemoveNode>))
         .route("/v1/nodes/{node}/remove", post(path_and_body::<NodeId, RemoveNode>))
+        .route("/v1/events", get(query::<EventQuery>))
+        .route("/v1/events/watch", get(query::<EventQuery>))
         .route("/v1/tokens", get(nothing).post(body::<CreateToken>))
         .route("/v1/tokens/{token}", delete(path::<TokenId>))
         .route("/v1/clients/{client}", put(path_and_body::<EndpointId, GrantClient>).delete(path::<EndpointId>))
@@ -39,6 +42,7 @@ pub(crate) fn routes() -> axum::Router {
         .route("/v1/vms/{name}/logs", get(path_and_query::<VmName, LogQuery>))
         .route("/vms/{vm}/live", get(path_and_query::<VmId, LiveQuery>))
         .route("/vms/{vm}/logs", get(path_and_query::<VmId, LogQuery>))
+        .route("/vms/{vm}/console", get(path::<VmId>))
         .route("/blobs/{hash}", get(path::<BlobHash>))
         .layer(body_limit())
 }
@@ -54,3 +58,28 @@ async fn body<B: DeserializeOwned>(_: Asker, _: Body<B>) {}
 async fn path_and_query<P: DeserializeOwned + Send, Q: DeserializeOwned>(_: Asker, _: Path<P>, _: Query<Q>) {}
 
 async fn path_and_body<P: DeserializeOwned + Send, B: DeserializeOwned>(_: Asker, _: Path<P>, _: Body<B>) {}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use axum::body::Body as RawBody;
+    use http::{Request, StatusCode};
+    use tower::ServiceExt;
+
+    use crate::api::server::routes::rules;
+    use crate::transport::http::Caller;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn every_request_of_the_api_is_read_here_too() {
+        for rule in rules() {
+            let path = rule.path.replace(['{', '}'], "");
+            let mut request = Request::builder().method(&rule.method).uri(&path).body(RawBody::empty()).unwrap();
+            request.extensions_mut().insert(Caller(EndpointId([0; 32])));
+            let status = routes().oneshot(request).await.unwrap().status();
+            let is_known = !matches!(status, StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED);
+            assert!(is_known, "{} {path}: {status}", rule.method);
+        }
+    }
+}

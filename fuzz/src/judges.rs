@@ -1,0 +1,177 @@
+//! What is so of an input that a decoder accepts, seen without the decoder's help: an error says what is not so.
+
+use blixard_core::{Change, Command, State};
+use blixard_node::config::NodeConfig;
+use blixard_node::transport::Ticket;
+use serde_json::Value;
+
+type Verdict = Result<(), String>;
+
+/// Nodes that a ticket names at most.
+const TICKET_PEERS_MAX: usize = 16;
+/// The highest UDP port that leaves one for HTTP, which is 1000 higher.
+const PORT_MAX: u16 = 64_535;
+/// The largest frame between members.
+const FRAME_BYTES_MAX: usize = 16 << 20;
+
+fn that(is_so: bool, otherwise: &str) -> Verdict {
+    if is_so { Ok(()) } else { Err(otherwise.to_owned()) }
+}
+
+/// What follows a place; nothing where the input ends before it.
+fn from(input: &[u8], at: usize) -> &[u8] {
+    input.get(at..).unwrap_or_default()
+}
+
+/// The input as JSON; nothing where the text of a field that decoders skip is no Unicode, which they do not look at.
+fn json(input: &[u8]) -> Option<Value> {
+    serde_json::from_slice(input).ok()
+}
+
+/// Whether it is so many hexadecimal digits.
+fn is_hex(value: &Value, digits: usize) -> bool {
+    value.as_str().is_some_and(|text| text.len() == digits && text.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
+/// Whether a name is one that file systems, guests and terminals take alike.
+fn is_name(text: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let edges = [text.as_bytes().first(), text.as_bytes().last()];
+    edges.into_iter().all(|edge| edge.is_some_and(|byte| is_plain(*byte)))
+        && text.len() <= 63
+        && text.bytes().all(|byte| is_plain(byte) || b"-._".contains(&byte))
+}
+
+fn keys(input: &[u8], node: &str, cluster: &str) -> Verdict {
+    let Some(value) = json(input) else { return Ok(()) };
+    that(is_hex(&value[node], 64), "its node has no key")?;
+    that(is_hex(&value[cluster], 64), "its cluster has no key")
+}
+
+pub(crate) fn bootstrap(input: &[u8], _: &[u8]) -> Verdict {
+    keys(input, "p2p_node_id", "cluster_id")
+}
+
+pub(crate) fn registry(input: &[u8], _: &[u8]) -> Verdict {
+    keys(input, "endpoint_id", "cluster_id")
+}
+
+pub(crate) fn order(input: &[u8], _: &[u8]) -> Verdict {
+    let Some(value) = json(input) else { return Ok(()) };
+    match value["order"].as_str() {
+        Some("stop") => that(value["timeout_ms"].is_u64(), "a stop has no time"),
+        Some("kill") => Ok(()),
+        _ => Err("it names no order".to_owned()),
+    }
+}
+
+pub(crate) fn command(input: &[u8], _: &[u8]) -> Verdict {
+    that(input.first() == Some(&Command::FORMAT), "it is of another format")?;
+    match Command::decode(input).map_err(|error| error.to_string())?.change {
+        Change::CreateVm { name, .. } => that(is_name(name.as_str()), "the vm's name is none"),
+        Change::AddImage(image) => that(is_name(image.name.as_str()), "the image's name is none"),
+        _ => Ok(()),
+    }
+}
+
+pub(crate) fn state(input: &[u8], _: &[u8]) -> Verdict {
+    that(input.first() == Some(&State::FORMAT), "it is of another format")?;
+    let state = State::decode(input).map_err(|error| error.to_string())?;
+    let mut names = state.vms.values().map(|vm| vm.name.as_str()).chain(state.images.values().map(|i| i.name.as_str()));
+    that(names.all(is_name), "a name in it is none")
+}
+
+pub(crate) fn config(_: &[u8], again: &[u8]) -> Verdict {
+    let config: NodeConfig = toml::from_str(&String::from_utf8_lossy(again)).map_err(|error| error.to_string())?;
+    let [beat, least, most] = [config.raft.heartbeat_ms, config.raft.election_min_ms, config.raft.election_max_ms];
+    that(config.id.0 > 0, "the node has no number")?;
+    that((1..=PORT_MAX).contains(&config.bind.port()), "there is no port for HTTP")?;
+    that(beat > 0 && u128::from(least) >= 2 * u128::from(beat) && most > least, "elections come before heartbeats")?;
+    that(config.raft.snapshot_entries > 0, "a snapshot would follow every entry")
+}
+
+fn named_by_ticket(ticket: &Ticket) -> Verdict {
+    that(ticket.peers.len() <= TICKET_PEERS_MAX, "it names too many nodes")
+}
+
+pub(crate) fn ticket(input: &[u8], again: &[u8]) -> Verdict {
+    let text = String::from_utf8_lossy(input);
+    that(text.trim().eq_ignore_ascii_case(&String::from_utf8_lossy(again)), "it is written again as another")?;
+    named_by_ticket(&text.parse().map_err(|error| format!("{error}"))?)
+}
+
+pub(crate) fn ticket_content(input: &[u8], again: &[u8]) -> Verdict {
+    that(again.len() <= input.len(), "there is more in it than was given")?;
+    named_by_ticket(&postcard::from_bytes(again).map_err(|error| error.to_string())?)
+}
+
+pub(crate) fn trace(input: &[u8], again: &[u8]) -> Verdict {
+    // Of the flags at the end only one has a meaning, and it is always set.
+    let ids = |bytes: &[u8]| bytes.get(..53).map(<[u8]>::to_ascii_lowercase);
+    that(input.len() == 55 && ids(input).is_some() && ids(input) == ids(again), "its ids are others")
+}
+
+pub(crate) fn request(input: &[u8], _: &[u8]) -> Verdict {
+    let known = [&b"GET /"[..], b"PUT /", b"POST /", b"DELETE /", b"HEAD /"];
+    // Empty lines before a request are skipped, and a full URL may stand for a path.
+    let start = input.iter().position(|byte| !b"\r\n".contains(byte)).unwrap_or(0);
+    let line = from(input, start);
+    let names_host =
+        line.split(|byte| *byte == b' ').nth(1).is_some_and(|target| target.windows(3).any(|w| w == b"://"));
+    that(names_host || known.iter().any(|method| line.starts_with(method)), "it is no request")
+}
+
+pub(crate) fn raft_stream(input: &[u8], again: &[u8]) -> Verdict {
+    that(again.len() <= input.len(), "there is more in it than was given")?;
+    let Some(head) = input.first_chunk::<4>() else { return that(input.is_empty(), "it is cut within a frame") };
+    let bytes = u32::from_le_bytes(*head) as usize;
+    that(
+        bytes <= FRAME_BYTES_MAX && bytes <= input.len() - 4,
+        "its first frame is longer than it may be, or than it is",
+    )
+}
+
+pub(crate) fn kernel(input: &[u8], _: &[u8]) -> Verdict {
+    let is_bzimage = from(input, 0x202).starts_with(b"HdrS") && from(input, 510).starts_with(&[0x55, 0xaa]);
+    let names_entry = || input.windows(4).any(|word| word == b"Xen\0");
+    let is_elf = input.starts_with(b"\x7fELF\x02\x01") && from(input, 18).starts_with(&[62, 0]);
+    that(is_bzimage || is_elf && names_entry(), "it is no kernel")
+}
+
+/// A big-endian number of 8 bytes at most.
+fn big(input: &[u8], at: u64, bytes: usize) -> Result<u64, String> {
+    let field = usize::try_from(at).ok().and_then(|at| input.get(at..)?.get(..bytes));
+    let field = field.ok_or_else(|| format!("it is cut off before {at}"))?;
+    Ok(field.iter().fold(0, |value, byte| value << 8 | u64::from(*byte)))
+}
+
+pub(crate) fn disk(input: &[u8], _: &[u8]) -> Verdict {
+    if !input.starts_with(b"QFI\xfb") {
+        return that(input.len() >= 512 && input.len().is_multiple_of(512), "it is no whole number of sectors");
+    }
+    that(big(input, 8, 8)? == 0, "it names a backing file")?;
+    that(big(input, 32, 4)? == 0, "it is encrypted")?;
+    let is_newer = big(input, 4, 4)? == 3;
+    let features = if is_newer { big(input, 72, 8)? } else { 0 };
+    that(features & 0b111 == 0, "it is dirty, corrupt, or has its data elsewhere")?;
+    that(features >> 5 == 0, "it needs what nobody knows")?;
+    let cluster = 1_u64 << big(input, 20, 4)?.min(63);
+    let entry_bytes = if features & 0b1_0000 == 0 { 8 } else { 16 };
+    let (disk_bytes, l1) = (big(input, 24, 8)?, big(input, 40, 8)?);
+    let mapped_by_one = u128::from(cluster) * u128::from(cluster / entry_bytes);
+    that(mapped_by_one * u128::from(big(input, 36, 4)?) >= u128::from(disk_bytes), "it cannot map its disk")?;
+    let end = input.len() as u64;
+    for l1_index in 0..big(input, 36, 4)? {
+        let table = big(input, l1 + l1_index * 8, 8)? & 0x00ff_ffff_ffff_fe00;
+        if table == 0 {
+            continue;
+        }
+        for l2_index in 0..cluster / entry_bytes {
+            let entry = big(input, table + l2_index * entry_bytes, 8)?;
+            let is_compressed = entry >> 62 & 1 == 1;
+            let data = entry & 0x00ff_ffff_ffff_fe00;
+            that(is_compressed || data <= end, "its data lies beyond its end")?;
+        }
+    }
+    Ok(())
+}
