@@ -3,7 +3,7 @@
 //! Steps run one after the other and the first that fails ends it. None is ever skipped: what a step needs is installed
 //! first, or the step fails.
 
-use crate::{demo, dist, guest, process, setup, tidy, workspace_root};
+use crate::{demo, dist, fuzz, guest, process, setup, tidy, workspace_root};
 use anyhow::{Context, Result, bail};
 use std::process::Command;
 use std::time::Instant;
@@ -39,6 +39,11 @@ const STEPS: &[Step] = &[
         name: "tests",
         run: || cargo(&["test", "--workspace", "--locked"]),
         advice: "run the failed test alone: `cargo test -p <crate> <name> -- --nocapture`",
+    },
+    Step {
+        name: "fuzzing",
+        run: || fuzz::run(&fuzz::Request { target: None, seconds: fuzz::GATE_SECONDS, input: None }),
+        advice: "run `cargo xtask fuzz TARGET --input FILE` with an input that is named above",
     },
     Step {
         name: "package",

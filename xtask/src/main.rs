@@ -68,7 +68,7 @@ enum Task {
     Sim(sim::Arguments),
     /// Install the tools that the other tasks need (QEMU and a few more), saying first what will run.
     Setup,
-    /// Check everything: format, tidy, clippy, the guest, all tests and the demo. Installs what is missing.
+    /// Check everything: format, tidy, clippy, the guest, all tests, fuzzing, the package and the demo. Installs what is missing.
     Ci,
     /// Check the rules that the compiler cannot hold: walls between crates and rooms, names, sizes, licences.
     Tidy,
