@@ -221,6 +221,9 @@ pub struct ImageView {
     pub manifest: Manifest,
     /// Nodes that hold it.
     pub holders: Vec<NodeId>,
+    /// Those of them that the leader does not hear from; nobody can fetch it from these. Empty where no leader can be asked.
+    #[serde(default)]
+    pub unreachable: Vec<NodeId>,
     /// Nodes that are to fetch it.
     pub wanted: Vec<NodeId>,
     /// Vms that use it.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use blixard_core::{BlobHash, DiskFormat, DiskPart, ImageKind, ImageName, Manifest, Part};
+use blixard_core::{BlobHash, DiskFormat, DiskPart, ImageKind, ImageName, Manifest, NodeId, Part};
 use blixard_node::api::{AddImage, BlobView, Client, ImageSource, ImageView};
 use clap::{Args, Subcommand, ValueEnum};
 
@@ -240,6 +240,15 @@ fn kind_word(kind: ImageKind) -> &'static str {
     }
 }
 
+/// The nodes that hold an image, with those marked that are away.
+fn holders(image: &ImageView) -> Vec<String> {
+    let marked = |node: &NodeId| match image.unreachable.contains(node) {
+        true => format!("{node} (unreachable)"),
+        false => node.to_string(),
+    };
+    image.holders.iter().map(marked).collect()
+}
+
 fn images_text(images: &[ImageView]) -> String {
     let mut table = Table::new(&["NAME", "KIND", "SIZE", "ID", "HELD BY", "FETCHED BY", "USED BY", "AGE"]);
     for image in images {
@@ -253,7 +262,7 @@ fn images_text(images: &[ImageView]) -> String {
             &kind_word(image.kind),
             &output::bytes(image.bytes),
             &image.id.short(),
-            &output::list(&image.holders),
+            &output::list(holders(image)),
             &output::list(&image.wanted),
             &used,
             &output::age(image.added_at),
@@ -263,11 +272,12 @@ fn images_text(images: &[ImageView]) -> String {
 }
 
 fn image_text(image: &ImageView) -> String {
-    let nodes = |nodes: &[blixard_core::NodeId]| match nodes {
+    let nodes = |nodes: &[String]| match nodes {
         [] => "none".to_owned(),
         [node] => format!("node {node}"),
         nodes => format!("nodes {}", output::list(nodes)),
     };
+    let wanted: Vec<String> = image.wanted.iter().map(ToString::to_string).collect();
     let mut table = Table::of_pairs();
     table.row([&"name", &image.name]);
     table.row([&"id", &image.id]);
@@ -286,8 +296,8 @@ fn image_text(image: &ImageView) -> String {
     if let Manifest::Kernel { cmdline, .. } = &image.manifest {
         table.row([&"command line", cmdline]);
     }
-    table.row([&"held by", &nodes(&image.holders)]);
-    table.row([&"fetched by", &nodes(&image.wanted)]);
+    table.row([&"held by", &nodes(&holders(image))]);
+    table.row([&"fetched by", &nodes(&wanted)]);
     table.row([&"used by", &output::list(&image.used_by)]);
     table.row([&"added", &format!("{} ago", output::age(image.added_at))]);
     table.render()

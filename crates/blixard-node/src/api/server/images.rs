@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 use axum::body::Body as RawBody;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use blixard_core::{Answer, BlobHash, Change, DiskFormat, DiskPart, Image, ImageName, Manifest, Part};
+use blixard_core::{Answer, BlobHash, Change, DiskFormat, DiskPart, Image, ImageName, Manifest, NodeId, Part};
 use blixard_hypervisor::InspectError;
 use futures::TryStreamExt;
 use http_body_util::BodyExt;
 
+use super::view::GroupSeen;
 use super::{Asker, Body, Freshness, Json, Path, Query, Server};
 use crate::api::fault::{Fault, FaultKind};
 use crate::api::views::{AddImage, BlobView, ImageSource, ImageView};
@@ -59,7 +60,7 @@ pub(super) async fn add(
         let Answer::Image(id) = answer? else {
             return Err(Fault::bad_request("the request's id was used for another request"));
         };
-        let view = server.inner.raft.read(|state| state.images.get(&id).map(|image| view(state, image)));
+        let view = server.inner.raft.read(|state| state.images.get(&id).map(|image| view(state, image, None)));
         return view.map(Json).ok_or_else(|| Fault::not_found("the image was deleted after it was added"));
     }
     let manifest = match request.source {
@@ -108,7 +109,7 @@ pub(super) async fn add(
     let mut uploads = server.inner.uploads.lock().expect("no holder of this lock panics");
     uploads.retain(|hash, _| !hashes.contains(hash));
     drop(uploads);
-    let view = server.inner.raft.read(|state| state.images.get(&id).map(|image| view(state, image)));
+    let view = server.inner.raft.read(|state| state.images.get(&id).map(|image| view(state, image, None)));
     view.map(Json).ok_or_else(|| Fault::not_found("the image was deleted right after it was added"))
 }
 
@@ -143,7 +144,9 @@ async fn disk_part(server: &Server, hash: BlobHash) -> Result<DiskPart, Fault> {
     Ok(DiskPart { part, format, virtual_bytes: facts.virtual_bytes })
 }
 
-fn view(state: &blixard_core::State, image: &Image) -> ImageView {
+/// An image as the replicated state has it and, where the group was looked at, which of its holders are away.
+fn view(state: &blixard_core::State, image: &Image, seen: Option<&GroupSeen>) -> ImageView {
+    let away = |node: &NodeId| seen.is_some_and(|seen| seen.by_leader && !seen.reachable.contains(node));
     ImageView {
         id: image.id,
         name: image.name.clone(),
@@ -151,6 +154,7 @@ fn view(state: &blixard_core::State, image: &Image) -> ImageView {
         bytes: image.manifest.bytes(),
         manifest: image.manifest.clone(),
         holders: image.holders.iter().copied().collect(),
+        unreachable: image.holders.iter().copied().filter(away).collect(),
         wanted: image.wanted.iter().copied().collect(),
         used_by: state.vms_using(image.id).map(|vm| vm.name.clone()).collect(),
         added_at: image.added_at,
@@ -166,8 +170,9 @@ pub(super) async fn list(
     Query(freshness): Query<Freshness>,
 ) -> Result<Json<Vec<ImageView>>, Fault> {
     server.read_point(freshness).await?;
+    let seen = server.group_seen().await;
     let mut images: Vec<ImageView> =
-        server.inner.raft.read(|state| state.images.values().map(|image| view(state, image)).collect());
+        server.inner.raft.read(|state| state.images.values().map(|image| view(state, image, Some(&seen))).collect());
     images.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(Json(images))
 }
@@ -178,7 +183,8 @@ pub(super) async fn show(
     Query(freshness): Query<Freshness>,
 ) -> Result<Json<ImageView>, Fault> {
     server.read_point(freshness).await?;
-    let found = server.inner.raft.read(|state| state.image_named(&name).map(|image| view(state, image)));
+    let seen = server.group_seen().await;
+    let found = server.inner.raft.read(|state| state.image_named(&name).map(|image| view(state, image, Some(&seen))));
     found.map(Json).ok_or_else(|| no_such(&name))
 }
 
