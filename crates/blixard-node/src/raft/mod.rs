@@ -150,7 +150,8 @@ impl Raft {
         log: impl RaftLogStorage<Group>,
         metrics: Arc<Metrics>,
     ) -> anyhow::Result<Self> {
-        let silence_max = Duration::from_millis(settings.election_timeout_max).saturating_mul(SILENT_ELECTIONS_MAX);
+        let election_max = Duration::from_millis(settings.election_timeout_max);
+        let silence_max = election_max.saturating_mul(SILENT_ELECTIONS_MAX);
         let settings = Arc::new(settings.validate().context("read the Raft settings")?);
         let raft = OpenRaft::new(node.0, settings, network::Network(link.clone()), log, applier)
             .await
@@ -158,7 +159,7 @@ impl Raft {
         let (running, runs) = watch::channel(());
         watch_over(&raft, metrics.clone(), running);
         let heard = rhythm::Heard::default();
-        runtime::spawn(rhythm::keep_patience(raft.clone(), heard.clone()));
+        runtime::spawn(rhythm::keep_patience(raft.clone(), heard.clone(), election_max));
         let Stores { machine, held_log } = stores;
         Ok(Self { node, raft, machine, held_log, link, metrics, heard, silence_max, runs })
     }

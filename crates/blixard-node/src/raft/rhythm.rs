@@ -3,9 +3,15 @@
 //! Raft's own time-outs are fixed and meant for a LAN. On a slow or unsteady link, or a busy host, a leader that lives may be
 //! silent for longer, and an election would only make things worse. So a voter notes how irregular its leader has been, and
 //! stands for election only after a silence that is out of the ordinary by that measure.
+//!
+//! A leader that no majority answers does the others a favour by its silence: as long as they hear it, they elect nobody else. So it
+//! falls silent after a while, and speaks up now and then, to find them when they are back.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+use openraft::async_runtime::WatchReceiver;
+use openraft::{Instant as _, ServerState};
 
 use super::group::Vote;
 use super::machine::OpenRaft;
@@ -17,8 +23,15 @@ const LONGEST_TIMES: u32 = 3;
 const PATIENCE_MAX: Duration = Duration::from_secs(10);
 /// The longest silence counts for half after this time, for a quarter after twice as long, and so on.
 const HALF_LIFE: Duration = Duration::from_secs(30);
-/// How often it is looked whether a leader that is taken for lost is heard again.
+/// How often it is looked whether a leader that is taken for lost is heard again, and whether this one is answered.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// The longest time between two looks: the node may have become the leader meanwhile.
+const LOOK_LATEST: Duration = Duration::from_millis(500);
+/// A leader falls silent when no majority has answered for so many of the longest election time-outs. Answers that are late for one
+/// or two of these are no rarity on a busy host.
+const UNANSWERED_ELECTIONS_MAX: u32 = 3;
+/// It is silent for so many of them, which is enough to elect another one, and then speaks for as long.
+const SILENT_ELECTIONS: u32 = 6;
 
 #[derive(Debug, Default)]
 struct Rhythm {
@@ -79,12 +92,36 @@ impl Heard {
     }
 }
 
-/// Lets this node stand for election only when its leader's silence is out of the ordinary, until Raft stops.
-pub(super) async fn keep_patience(raft: OpenRaft, heard: Heard) {
+/// Whether a leader that no majority has answered for a time should be heard.
+fn speaks(unanswered: Duration, election_max: Duration) -> bool {
+    let beyond = unanswered.checked_sub(election_max * UNANSWERED_ELECTIONS_MAX);
+    let turn = election_max * SILENT_ELECTIONS;
+    beyond.is_none_or(|beyond| (beyond.as_millis() / turn.as_millis().max(1)) % 2 == 1)
+}
+
+/// Lets this node stand for election only when its leader's silence is out of the ordinary, and speak as the leader only while
+/// that serves anybody, until Raft stops.
+pub(super) async fn keep_patience(raft: OpenRaft, heard: Heard, election_max: Duration) {
+    // The term in which this node leads, and when that was first seen.
+    let mut office: Option<(u64, Instant)> = None;
     while raft.is_initialized().await.is_ok() {
         let patience = heard.rhythm().patience(Instant::now());
         raft.runtime_config().elect(patience.is_none());
-        runtime::sleep(patience.unwrap_or(LOOK_EVERY).max(LOOK_EVERY)).await;
+        let unanswered = {
+            let metrics = raft.metrics();
+            let metrics = metrics.borrow_watched();
+            let leads = metrics.state == ServerState::Leader;
+            office = leads.then(|| match office {
+                Some((term, since)) if term == metrics.current_term => (term, since),
+                _ => (metrics.current_term, Instant::now()),
+            });
+            let votes_alone = metrics.membership_config.membership().voter_ids().count() == 1;
+            let answered = metrics.last_quorum_acked.as_ref().map(|time| time.elapsed());
+            let unanswered = office.map(|(_, since)| answered.unwrap_or_else(|| since.elapsed()));
+            unanswered.filter(|_| !votes_alone).unwrap_or_default()
+        };
+        raft.runtime_config().heartbeat(speaks(unanswered, election_max));
+        runtime::sleep(patience.unwrap_or(LOOK_EVERY).clamp(LOOK_EVERY, LOOK_LATEST)).await;
     }
 }
 
@@ -115,6 +152,15 @@ mod tests {
         let last = listen(&mut rhythm, 800 * MS, last);
         assert_eq!(rhythm.patience(last + 2400 * MS), None);
         assert_eq!(rhythm.patience(last + 1400 * MS), Some(1000 * MS));
+    }
+
+    #[test]
+    fn a_leader_that_is_not_answered_is_silent_by_turns() {
+        let spoken = (0..=5000).step_by(250).map(|ms| speaks(ms * MS, 250 * MS)).collect::<Vec<_>>();
+        // For as long as answers may merely be late, then in turns of six.
+        let turns = [(true, 3), (false, 6), (true, 6), (false, 6)];
+        let expected = turns.iter().flat_map(|(speaks, count)| vec![*speaks; *count]).collect::<Vec<_>>();
+        assert_eq!(spoken, expected);
     }
 
     #[test]
