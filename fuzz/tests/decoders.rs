@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
 use fuzz::{TARGETS, Target};
@@ -11,6 +12,8 @@ use proptest::test_runner::TestRunner;
 /// A corpus is read by people, and copied with every clone.
 const CORPUS_FILES_MAX: usize = 40;
 const CORPUS_FILE_BYTES_MAX: usize = 2048;
+/// Places of an example that are tried one by one. What comes behind is more of the same.
+const PLACES: usize = 256;
 /// Twice what a decoder may take that has to keep nothing.
 const ENDLESS_BYTES: usize = 16 << 20;
 
@@ -126,6 +129,13 @@ fn bent(mut input: Vec<u8>, bends: &[Bend]) -> Vec<u8> {
     input
 }
 
+/// Tries something on each target; what the panics said stands above the names.
+fn name_all_that_break(try_one: impl Fn(&Target)) {
+    let breaks = |target: &&Target| catch_unwind(AssertUnwindSafe(|| try_one(target))).is_err();
+    let broken: Vec<&str> = TARGETS.iter().filter(breaks).map(|target| target.name).collect();
+    assert!(broken.is_empty(), "broken: {}", broken.join(", "));
+}
+
 /// Inputs tried on each target.
 const CASES: u32 = 512;
 
@@ -160,7 +170,7 @@ fn arbitrary_bytes_break_nothing() {
 #[test]
 fn inputs_that_ask_for_much_get_little() {
     let nested = |open: &str, close: &str| open.repeat(100_000) + &close.repeat(100_000);
-    let mut inputs: Vec<Vec<u8>> = vec![
+    let inputs: Vec<Vec<u8>> = vec![
         nested("[", "]").into(),
         nested("{\"a\":", "}").into(),
         ("a = ".to_owned() + &nested("[", "]")).into(),
@@ -171,19 +181,31 @@ fn inputs_that_ask_for_much_get_little() {
         vec![0xff; 1_000_000],
         vec![b'a'; ENDLESS_BYTES],
     ];
-    let many = inputs.len();
     // The longest length that postcard can write, in every place of every example.
-    for target in TARGETS {
+    name_all_that_break(|target| {
         for (_, example) in (target.examples)() {
-            for at in 0..example.len().min(256) {
+            for at in 0..example.len().min(PLACES) {
                 let mut claiming = example.clone();
                 drop(claiming.splice(at..=at, [0xff, 0xff, 0xff, 0xff, 0x0f]));
-                inputs.push(claiming);
+                target.check(&claiming);
             }
         }
-        for input in &inputs {
-            target.check(input);
+        inputs.iter().for_each(|input| target.check(input));
+    });
+}
+
+/// A limit is passed by one before it is passed by many.
+#[test]
+fn examples_that_are_off_by_one_break_nothing() {
+    name_all_that_break(|target| {
+        for (_, example) in (target.examples)() {
+            for at in 0..example.len().min(PLACES) {
+                for by in [1, u8::MAX] {
+                    let mut off = example.clone();
+                    off[at] = off[at].wrapping_add(by);
+                    target.check(&off);
+                }
+            }
         }
-        inputs.truncate(many);
-    }
+    });
 }
