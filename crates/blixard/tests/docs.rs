@@ -21,7 +21,8 @@ const OTHER_VARIABLES: &[&str] = &[
 /// Verbs that are over at once and need nobody for it.
 const ASK_NO_NODE: &[&str] = &["api", "completions", "context"];
 /// Read by the tests of the project, not by the program.
-const TEST_VARIABLES: &[&str] = &["BLIXARD_SEED", "BLIXARD_E2E_SEED", "BLIXARD_E2E_ROUNDS", "BLIXARD_SIM_TRACE"];
+const TEST_VARIABLES: &[&str] =
+    &["BLIXARD_BLESS", "BLIXARD_SEED", "BLIXARD_E2E_SEED", "BLIXARD_E2E_ROUNDS", "BLIXARD_SIM_TRACE"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
