@@ -67,6 +67,36 @@ fn corpora_are_small_and_accepted_and_break_nothing() {
     }
 }
 
+/// What is taken out of a path, a query and a body is in the document of the API, which is made of the same table as the router.
+#[test]
+fn every_request_that_is_read_has_an_example() {
+    let requests = TARGETS.iter().find(|target| target.name == "request").unwrap();
+    let examples: Vec<String> =
+        (requests.examples)().into_iter().map(|(_, bytes)| String::from_utf8_lossy(&bytes).into_owned()).collect();
+    let (mut missing, document) = (vec![], blixard_node::api::openapi());
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for (method, operation) in methods.as_object().unwrap() {
+            let parameters = operation["parameters"].as_array().unwrap();
+            let has_query = parameters.iter().any(|parameter| parameter["in"] == "query");
+            let takes_json = operation["requestBody"]["content"].get("application/json").is_some();
+            let is_it = |example: &String| {
+                let mut words = example.split(' ');
+                let is_method = words.next().is_some_and(|word| word.eq_ignore_ascii_case(method));
+                let (asked, query) = words.next().map(|word| word.split_once('?').unwrap_or((word, ""))).unwrap();
+                let (asked, path): (Vec<&str>, Vec<&str>) = (asked.split('/').collect(), path.split('/').collect());
+                is_method
+                    && has_query != query.is_empty()
+                    && asked.len() == path.len()
+                    && asked.iter().zip(path).all(|(asked, part)| part.starts_with('{') || *asked == part)
+            };
+            if (has_query || takes_json) && !examples.iter().any(is_it) {
+                missing.push(format!("{method} {path}"));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "no example for {}", missing.join(", "));
+}
+
 #[test]
 fn every_corpus_has_a_target() {
     let folders = std::fs::read_dir(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("corpus")).unwrap();

@@ -11,16 +11,16 @@ mod tokens;
 mod vms;
 
 use crate::limits::ANSWERED_MAX;
-use crate::{Actor, Change, Client, ClientRole, Command, EndpointId, NodeId, Outcome, Rejection, RequestId, State};
+use crate::{Actor, Change, Client, ClientRole, Command, EndpointId, NodeId, Outcome, Rejection, RequestKey, State};
 
 impl State {
     /// Carries a command out.
     ///
     /// A command whose request was answered before gets that answer again and changes nothing, for as long as the answer
-    /// is among the last [`ANSWERED_MAX`].
+    /// is among the last [`ANSWERED_MAX`]; so does one whose id was another request's, which is rejected.
     pub fn apply(&mut self, command: &Command) -> Outcome {
-        if let Some(first) = command.request.and_then(|request| self.answer_to(request)) {
-            return first.clone();
+        if let Some(answer) = command.request.and_then(|request| self.answer_to(request)) {
+            return answer;
         }
         // Before, because what a command removes has a name only until then.
         let entry = self.audit_entry(command);
@@ -41,9 +41,12 @@ impl State {
         outcome
     }
 
-    fn answer_to(&self, request: RequestId) -> Option<&Outcome> {
+    /// What a request is answered that is not carried out: the answer that it had before or, when its id is that of
+    /// another request, [`Rejection::RequestIdTaken`].
+    pub fn answer_to(&self, request: RequestKey) -> Option<Outcome> {
         // A retry follows its first try closely, so the search starts with the newest.
-        self.answered.iter().rev().find(|(answered, _)| *answered == request).map(|(_, outcome)| outcome)
+        let (first, outcome) = self.answered.iter().rev().find(|(answered, _)| answered.id == request.id)?;
+        Some(if first.content == request.content { outcome.clone() } else { Err(Rejection::RequestIdTaken) })
     }
 
     fn carry_out(&mut self, command: &Command) -> Outcome {

@@ -73,8 +73,8 @@ impl State {
         ] {
             ensure(count <= max, || format!("{count} {what} are more than {max}"))?;
         }
-        let requests: BTreeSet<_> = self.answered.iter().map(|(request, _)| request).collect();
-        ensure(requests.len() == self.answered.len(), || "one request was answered twice".into())?;
+        let requests: BTreeSet<_> = self.answered.iter().map(|(request, _)| request.id).collect();
+        ensure(requests.len() == self.answered.len(), || "one request id has two answers".into())?;
         limits::settings(&self.settings).map_err(|broken| broken.to_string())
     }
 

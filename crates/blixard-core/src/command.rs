@@ -6,8 +6,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Client, ClusterId, EndpointId, Image, ImageId, Node, NodeId, Note, Observed, Rejection, RequestId, SecretHash,
-    Settings, Token, TokenId, UnixMs, VmId, VmName, VmSpec,
+    Client, ClusterId, ContentHash, EndpointId, Image, ImageId, Node, NodeId, Note, Observed, Rejection, RequestId,
+    SecretHash, Settings, Token, TokenId, UnixMs, VmId, VmName, VmSpec,
 };
 
 /// Who asked for a change.
@@ -20,12 +20,24 @@ pub enum Actor {
     Client(EndpointId),
 }
 
+/// What a request is known by.
+///
+/// What it asks for is told from the request and not from the command: of one request each try makes another command, with
+/// ids, secrets and times of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestKey {
+    /// Given by whoever asks, and by nobody twice.
+    pub id: RequestId,
+    /// What it asks for, so that an id that is used again for something else is noticed.
+    pub content: ContentHash,
+}
+
 /// A change, and who asked for it when.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Command {
-    /// With an id, the same command arriving twice (a retry whose first try had succeeded after all) has one effect and
+    /// With a key, the same request arriving twice (a retry whose first try had succeeded after all) has one effect and
     /// one answer. Reports and decisions have none: they are made again from what is seen.
-    pub request: Option<RequestId>,
+    pub request: Option<RequestKey>,
     /// When the node that accepted the request did so.
     pub at: UnixMs,
     /// Who asked.

@@ -113,6 +113,10 @@ bytes_id!(
     /// One request of one user: a command that arrives twice under the same id is carried out once.
     RequestId, 16, "a request id"
 );
+bytes_id!(
+    /// The first half of the BLAKE3 hash of what a request asks for, of what, and by whom.
+    ContentHash, 16, "a content hash"
+);
 
 /// The small number a node was given by its operator (`--id 1`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, JsonSchema, Serialize, Deserialize)]

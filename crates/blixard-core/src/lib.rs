@@ -27,12 +27,13 @@ mod vm;
 
 pub use access::{Client, ClientRole, ParseRoleError, Token};
 pub use audit::{AUDIT_MAX, Audit, AuditEntry, Deed};
-pub use command::{Actor, Answer, Change, Command, DecodeError, Outcome};
+pub use command::{Actor, Answer, Change, Command, DecodeError, Outcome, RequestKey};
 pub use copies::COPY_LOST_AFTER_MS;
 pub use fit::{Fit, RefusalReason, Resource};
 pub use history::{Event, Happening, History, Note, SILENT_AFTER_MS, VmOrder};
 pub use ids::{
-    BlobHash, ClusterId, EndpointId, ImageId, NodeId, ParseIdError, RequestId, SecretHash, TokenId, UnixMs, VmId,
+    BlobHash, ClusterId, ContentHash, EndpointId, ImageId, NodeId, ParseIdError, RequestId, SecretHash, TokenId,
+    UnixMs, VmId,
 };
 pub use image::{DiskFormat, DiskPart, Image, ImageKind, ImageName, Manifest, Part};
 pub use membership::{HEALTHY_WITHIN_MS, LOST_AFTER_MS, MembershipStep, RaftView};

@@ -37,14 +37,14 @@ pub const RELAY_URL_BYTES_MAX: usize = 512;
 pub const VERSION_BYTES_MAX: usize = 64;
 /// Labels of a node, and labels that a vm may require.
 pub const LABELS_MAX: usize = 32;
-/// Length of a label's key.
-pub const LABEL_KEY_BYTES_MAX: usize = 63;
-/// Length of a label's value.
-pub const LABEL_VALUE_BYTES_MAX: usize = 255;
+/// Length of a label's key, in characters.
+pub const LABEL_KEY_CHARS_MAX: usize = 63;
+/// Length of a label's value, in characters.
+pub const LABEL_VALUE_CHARS_MAX: usize = 255;
 /// Overcommit in percent: a hundredfold promise is a typing mistake.
 pub const OVERCOMMIT_PERCENT_MAX: u32 = 10_000;
-/// Length of a client's name and of an anti-affinity group.
-pub const WORD_BYTES_MAX: usize = 63;
+/// Length of a client's name and of an anti-affinity group, in characters.
+pub const WORD_CHARS_MAX: usize = 63;
 
 /// Published ports of one vm.
 pub const PUBLISH_MAX: usize = 64;
@@ -68,11 +68,18 @@ pub const STOP_TIMEOUT_MS_DEFAULT: u64 = 30_000;
 pub const REASON_BYTES_MAX: usize = 1024;
 
 /// Numbers of voters that tolerate more losses than the number below; above 7 each write waits for too many disks.
-const VOTERS_ALLOWED: [u8; 4] = [1, 3, 5, 7];
+pub(crate) const VOTERS_ALLOWED: [u8; 4] = [1, 3, 5, 7];
 /// Copies of an image: beyond 16 they protect nothing any more.
-const COPIES_MAX: u8 = 16;
+pub(crate) const COPIES_MAX: u8 = 16;
 /// Names listed in one rejection: answers are kept in the state, so they have to be short.
 const NAMES_LISTED_MAX: usize = 5;
+
+/// What a word or a line of text is made of: anything but control characters, which could move a terminal's cursor.
+pub const TEXT_PATTERN: &str = r"^[^\u0000-\u001f\u007f-\u009f]+$";
+/// The same, or nothing.
+pub const LINE_PATTERN: &str = r"^[^\u0000-\u001f\u007f-\u009f]*$";
+/// The same for the key of a label, which ends at the first `=`.
+pub const LABEL_KEY_PATTERN: &str = r"^[^=\u0000-\u001f\u007f-\u009f]+$";
 
 type Checked = Result<(), Rejection>;
 
@@ -101,11 +108,20 @@ pub(crate) fn listed<T: ToString>(names: impl Iterator<Item = T>) -> String {
 }
 
 fn text(what: &str, value: &str, bytes_max: usize) -> Checked {
+    plain(what, value, (value.len(), "bytes", bytes_max))
+}
+
+/// Text that people give things: its length is that which they see, and which a schema can say.
+fn word(what: &str, value: &str, chars_max: usize) -> Checked {
+    plain(what, value, (value.chars().count(), "characters", chars_max))
+}
+
+fn plain(what: &str, value: &str, (length, unit, max): (usize, &str, usize)) -> Checked {
     if value.is_empty() {
         return invalid(format!("{what} is empty"));
     }
-    if value.len() > bytes_max {
-        return invalid(format!("{what} is {} bytes long; at most {bytes_max} are allowed", value.len()));
+    if length > max {
+        return invalid(format!("{what} is {length} {unit} long; at most {max} are allowed"));
     }
     if value.chars().any(char::is_control) {
         return invalid(format!("{what} contains a control character"));
@@ -120,12 +136,12 @@ pub(crate) fn at_most(what: &str, count: usize, max: usize) -> Checked {
 fn labels(labels: &BTreeMap<String, String>) -> Checked {
     at_most("labels", labels.len(), LABELS_MAX)?;
     for (key, value) in labels {
-        text("a label's key", key, LABEL_KEY_BYTES_MAX)?;
+        word("a label's key", key, LABEL_KEY_CHARS_MAX)?;
         if key.contains('=') {
             return invalid(format!("the label key {key:?} contains '='"));
         }
         if !value.is_empty() {
-            text(&format!("the value of label {key}"), value, LABEL_VALUE_BYTES_MAX)?;
+            word(&format!("the value of label {key}"), value, LABEL_VALUE_CHARS_MAX)?;
         }
     }
     Ok(())
@@ -170,7 +186,7 @@ pub(crate) fn node(node: &Node) -> Checked {
 }
 
 pub(crate) fn client(client: &Client) -> Checked {
-    text("the client's name", &client.name, WORD_BYTES_MAX)
+    word("the client's name", &client.name, WORD_CHARS_MAX)
 }
 
 pub(crate) fn token(token: &Token, at: UnixMs) -> Checked {
@@ -228,7 +244,7 @@ pub(crate) fn spec(spec: &VmSpec, image: &Image) -> Checked {
     seed(&spec.seed)?;
     labels(&spec.require)?;
     if let Some(group) = &spec.anti_affinity {
-        text("the anti-affinity group", group, WORD_BYTES_MAX)?;
+        word("the anti-affinity group", group, WORD_CHARS_MAX)?;
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{EndpointId, NodeId, UnixMs};
+use crate::{EndpointId, NodeId, UnixMs, limits};
 
 /// An amount of what vms use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, JsonSchema, Serialize, Deserialize)]
@@ -99,8 +99,10 @@ pub struct Node {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Settings {
     /// How many nodes should vote: 1, 3, 5 or 7.
+    #[schemars(extend("enum" = limits::VOTERS_ALLOWED))]
     pub voters: u8,
     /// On how many nodes each image should be held, where there are as many.
+    #[schemars(range(min = 1, max = limits::COPIES_MAX))]
     pub copies: u8,
 }
 

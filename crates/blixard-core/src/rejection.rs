@@ -126,4 +126,7 @@ pub enum Rejection {
     /// Whoever asked has no say in this.
     #[error("{0}")]
     NotAllowed(String),
+    /// The id of the request was given to another one before.
+    #[error("another request had this id: give each request an id of its own")]
+    RequestIdTaken,
 }

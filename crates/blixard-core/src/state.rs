@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::command::{decode, encode};
 use crate::{
     Audit, Client, ClusterId, DecodeError, EndpointId, History, Image, ImageId, ImageName, Node, NodeId, Outcome,
-    RequestId, Resources, Settings, Token, TokenId, Vm, VmId, VmName,
+    RequestKey, Resources, Settings, Token, TokenId, Vm, VmId, VmName,
 };
 
 /// Everything the cluster has agreed on.
@@ -30,7 +30,7 @@ pub struct State {
     /// The vms.
     pub vms: BTreeMap<VmId, Vm>,
     /// Answers to the last requests, oldest first, so that a retry gets the first answer.
-    pub answered: VecDeque<(RequestId, Outcome)>,
+    pub answered: VecDeque<(RequestKey, Outcome)>,
     /// What was asked for lately, and by whom.
     pub audit: Audit,
     /// What happened. The last field: [`State::digest`] leaves it out.

@@ -16,7 +16,7 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{ImageId, ImageName, NodeId, Resources, UnixMs, VmId};
+use crate::{ImageId, ImageName, NodeId, Resources, UnixMs, VmId, limits};
 
 /// A name in a form that is not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -111,8 +111,10 @@ pub struct PublishedPort {
     /// The host's address to listen on; without one, all of them.
     pub host_address: Option<IpAddr>,
     /// The host's port.
+    #[schemars(range(min = 1))]
     pub host_port: u16,
     /// The guest's port.
+    #[schemars(range(min = 1))]
     pub guest_port: u16,
     /// TCP or UDP.
     pub protocol: Protocol,
@@ -170,8 +172,10 @@ impl FromStr for PublishedPort {
 #[derive(Debug, Clone, PartialEq, Eq, Default, JsonSchema, Serialize, Deserialize)]
 pub struct Seed {
     /// The text of cloud-init's user-data.
+    #[schemars(length(max = limits::SEED_BYTES_MAX))]
     pub user_data: Option<String>,
     /// Public keys that may log in over ssh.
+    #[schemars(length(max = limits::SSH_KEYS_MAX), inner(regex(pattern = limits::TEXT_PATTERN)))]
     pub ssh_keys: Vec<String>,
 }
 

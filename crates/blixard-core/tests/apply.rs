@@ -6,11 +6,11 @@ mod plausible;
 use std::collections::{BTreeMap, BTreeSet};
 
 use blixard_core::{
-    AUDIT_MAX, Actor, Answer, AuditEntry, Change, Client, ClientRole, ClusterId, Command, EndpointId, NodeId, Observed,
-    Outcome, Phase, Power, Rejection, RequestId, SecretHash, Seed, Settings, State, Token, TokenId, UnixMs, VmId,
-    VmSpec, limits,
+    AUDIT_MAX, Actor, Answer, AuditEntry, Change, Client, ClientRole, ClusterId, Command, ContentHash, EndpointId,
+    NodeId, Observed, Outcome, Phase, Power, Rejection, RequestId, RequestKey, SecretHash, Seed, Settings, State,
+    Token, TokenId, UnixMs, VmId, VmSpec, limits,
 };
-use plausible::{USER, asked, cluster, endpoint, image, init, manifest, node, spec, told, vm_id};
+use plausible::{USER, asked, cluster, endpoint, image, init, manifest, node, request_key, spec, told, vm_id};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 
@@ -73,7 +73,10 @@ fn answers_are_kept_for_the_last_requests_only() {
     let ask = |number: u16, change: Change| {
         let mut id = [0; 16];
         id[..2].copy_from_slice(&number.to_be_bytes());
-        Command { request: Some(RequestId(id)), ..asked(5_000, change) }
+        Command {
+            request: Some(RequestKey { id: RequestId(id), content: ContentHash([1; 16]) }),
+            ..asked(5_000, change)
+        }
     };
     let first = ask(0, create(1, spec(1), true));
     assert_eq!(run(state.apply(&first)), 1);
@@ -370,7 +373,7 @@ fn the_audit_trail_says_who_asked_for_what_and_how_it_ended() {
     let by_grace = |change: Change| Command { by: Actor::Client(key), ..asked(7_000, change) };
     state.apply(&by_grace(Change::AddImage(image(1, 1, [NodeId(1)].into())))).unwrap();
     state.apply(&by_grace(create(1, spec(1), true))).unwrap();
-    let again = Command { request: Some(RequestId([1; 16])), ..by_grace(create(2, spec(1), false)) };
+    let again = Command { request: Some(request_key(1, 1)), ..by_grace(create(2, spec(1), false)) };
     state.apply(&again).unwrap();
     state.apply(&again).unwrap();
     state.apply(&by_grace(create(1, spec(1), true))).unwrap_err();

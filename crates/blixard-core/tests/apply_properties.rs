@@ -6,9 +6,9 @@ mod plausible;
 use std::collections::{BTreeMap, BTreeSet};
 
 use blixard_core::{
-    AUDIT_MAX, Actor, Change, Command, EndpointId, NodeId, Placement, Rejection, RequestId, State, TokenId, UnixMs,
+    AUDIT_MAX, Actor, Change, Command, EndpointId, NodeId, Placement, Rejection, State, TokenId, UnixMs,
 };
-use plausible::{prelude, step, steps};
+use plausible::{prelude, request_key, step, steps};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 
@@ -83,10 +83,17 @@ proptest! {
     fn a_request_is_carried_out_once(steps in steps(60), last in step()) {
         let mut state = replayed(State::default(), &log(&steps));
         let mut at = 1_000_000_000;
-        let command = Command { request: Some(RequestId([77; 16])), ..last.command(&state, &mut at) };
+        let command = Command { request: Some(request_key(77, 1)), ..last.command(&state, &mut at) };
         let first = state.apply(&command);
         let after = state.clone();
-        prop_assert_eq!(state.apply(&command), first);
+        prop_assert_eq!(state.apply(&command), first.clone());
+        // A try through another node makes up its own ids and reads its own clock.
+        let again = Command { at: UnixMs(at + 1), change: Change::RevokeToken(TokenId([9; 8])), ..command.clone() };
+        prop_assert_eq!(state.apply(&again), first);
+        prop_assert_eq!(&state, &after);
+        // Another request with the same id is refused, however alike its command is.
+        let other = Command { request: Some(request_key(77, 2)), ..command };
+        prop_assert_eq!(state.apply(&other), Err(Rejection::RequestIdTaken));
         prop_assert_eq!(state, after);
     }
 
@@ -117,7 +124,7 @@ proptest! {
         let mut state = State::default();
         for command in log(&steps) {
             let before = state.clone();
-            let is_retry = command.request.is_some_and(|id| before.answered.iter().any(|(known, _)| *known == id));
+            let is_retry = command.request.is_some_and(|key| before.answered.iter().any(|(known, _)| known.id == key.id));
             let (false, Ok(_)) = (is_retry, state.apply(&command)) else { continue };
             let (id, node, epoch) = match &command.change {
                 Change::ReportVm { id, node, observed } => (id, node, observed.epoch),
@@ -144,7 +151,7 @@ proptest! {
         let mut expected: Vec<(UnixMs, Actor, Option<Rejection>)> = Vec::new();
         for command in log(&steps) {
             let before = state.clone();
-            let is_retry = command.request.is_some_and(|id| before.answered.iter().any(|(known, _)| *known == id));
+            let is_retry = command.request.is_some_and(|key| before.answered.iter().any(|(known, _)| known.id == key.id));
             let outcome = state.apply(&command);
             let is_kept = match &command.change {
                 Change::UpdateNode(_) | Change::WantCopy { .. } | Change::ReportCopy { .. } | Change::PlaceVm { .. }
@@ -177,7 +184,7 @@ proptest! {
         let mut removed: BTreeSet<EndpointId> = BTreeSet::new();
         for command in log(&steps) {
             let before = state.clone();
-            let is_retry = command.request.is_some_and(|id| before.answered.iter().any(|(known, _)| *known == id));
+            let is_retry = command.request.is_some_and(|key| before.answered.iter().any(|(known, _)| known.id == key.id));
             let outcome = state.apply(&command);
             let (false, Ok(_)) = (is_retry, &outcome) else { continue };
             match &command.change {
@@ -262,7 +269,7 @@ fn the_generated_logs_reach_everything() {
     let rejections = "ClusterExists Invalid UnknownToken WrongSecret TokenExpired TokenUsedUp TokenRevoked TokenMissing \
                       NodeIdTaken NodeKnownAs NodeRemoved UnknownNode LastNode NodeHasVms NodeHasLastCopy LastAdmin \
                       UnknownClient ImageNameTaken ImageKnownAs UnknownImage ImageInUse VmNameTaken UnknownVm VmDeleting \
-                      StaleEpoch AlreadyPlaced DoesNotFit NotAllowed";
+                      StaleEpoch AlreadyPlaced DoesNotFit NotAllowed RequestIdTaken";
     let missed: Vec<&str> =
         changes.split(" ").chain(rejections.split(' ')).filter(|kind| !reached.contains_key(*kind)).collect();
     assert!(missed.is_empty(), "never reached: {missed:?}, of {reached:?}");

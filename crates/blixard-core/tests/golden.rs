@@ -11,10 +11,10 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use blixard_core::{
-    Actor, Change, Client, ClientRole, ClusterId, Command, NodeId, Note, Observed, Phase, RequestId, RestartPolicy,
-    SecretHash, Seed, Settings, State, Strategy, Token, TokenId, UnixMs, VmId, VmSpec,
+    Actor, Change, Client, ClientRole, ClusterId, Command, NodeId, Note, Observed, Phase, RestartPolicy, SecretHash,
+    Seed, Settings, State, Strategy, Token, TokenId, UnixMs, VmId, VmSpec,
 };
-use plausible::{USER, endpoint, image, manifest, node, prelude, spec, vm_id};
+use plausible::{USER, endpoint, image, manifest, node, prelude, request_key, spec, vm_id};
 
 const LINE_DIGITS: usize = 120;
 
@@ -139,7 +139,7 @@ fn each_kind_of_command_keeps_its_encoding() {
     let mut files = BTreeSet::new();
     for (index, (file, change)) in (0_u8..).zip(changes()) {
         let by = if index % 2 == 0 { Actor::Node(NodeId(300)) } else { Actor::Client(endpoint(7)) };
-        let request = (index % 2 == 1).then_some(RequestId([index; 16]));
+        let request = (index % 2 == 1).then_some(request_key(index, index + 100));
         let command = Command { request, at: UnixMs(1_700_000_000_000), by, change };
         check(&format!("command_{file}"), &command.encode());
         assert_eq!(Command::decode(&command.encode()), Ok(command));
@@ -161,7 +161,8 @@ fn full_state() -> State {
     let mut request = 0;
     let mut apply = |by: Actor, change: Change| {
         request += 1;
-        let command = Command { request: Some(RequestId([request; 16])), at: UnixMs(1_700_000_000_000), by, change };
+        let command =
+            Command { request: Some(request_key(request, request + 100)), at: UnixMs(1_700_000_000_000), by, change };
         let _ = state.apply(&command);
     };
     let (user, first) = (Actor::Client(USER), Actor::Node(NodeId(1)));

@@ -130,7 +130,7 @@ pub fn answer(bytes: &[u8]) -> Result<Vec<u8>, String> {
 /// A request on a stream, to its path, query and body. Refused with what the caller is told.
 pub fn request(bytes: &[u8]) -> Result<Vec<u8>, String> {
     thread_local! {
-        static ROUTES: axum::Router = extract::routes();
+        static ROUTES: axum::Router = extract::readers();
     }
     let app = ROUTES.with(axum::Router::clone);
     let exchange = async {

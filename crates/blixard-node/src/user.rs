@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use blixard_core::ClusterId;
-use blixard_core::limits::WORD_BYTES_MAX;
+use blixard_core::limits::WORD_CHARS_MAX;
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::{User, getuid};
 
@@ -158,7 +158,7 @@ impl UserState {
         let uid = getuid();
         let login = User::from_uid(uid).ok().flatten().map(|user| user.name);
         let name: String = login.unwrap_or_default().chars().filter(|c| !c.is_control()).collect();
-        if name.is_empty() || name.len() > WORD_BYTES_MAX { format!("uid-{uid}") } else { name }
+        if name.is_empty() || name.chars().count() > WORD_CHARS_MAX { format!("uid-{uid}") } else { name }
     }
 }
 

@@ -7,9 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use blixard_core::{
-    Actor, BlobHash, Capacity, Change, Client, ClientRole, ClusterId, Command, DiskFormat, DiskPart, EndpointId, Image,
-    ImageId, Manifest, Node, NodeId, Note, Observed, Part, Phase, Power, Protocol, PublishedPort, RequestId, Resources,
-    RestartPolicy, SecretHash, Seed, Settings, State, Strategy as Placing, Token, TokenId, UnixMs, VmId, VmSpec,
+    Actor, BlobHash, Capacity, Change, Client, ClientRole, ClusterId, Command, ContentHash, DiskFormat, DiskPart,
+    EndpointId, Image, ImageId, Manifest, Node, NodeId, Note, Observed, Part, Phase, Power, Protocol, PublishedPort,
+    RequestId, RequestKey, Resources, RestartPolicy, SecretHash, Seed, Settings, State, Strategy as Placing, Token,
+    TokenId, UnixMs, VmId, VmSpec,
 };
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option;
@@ -93,6 +94,11 @@ pub(crate) fn asked(at: u64, change: Change) -> Command {
     Command { request: None, at: UnixMs(at), by: Actor::Client(USER), change }
 }
 
+/// A request of small numbers.
+pub(crate) fn request_key(id: u8, content: u8) -> RequestKey {
+    RequestKey { id: RequestId([id; 16]), content: ContentHash([content; 16]) }
+}
+
 /// A command of a node.
 pub(crate) fn told(node: u64, change: Change) -> Command {
     Command { request: None, at: UnixMs(2_000), by: Actor::Node(NodeId(node)), change }
@@ -125,7 +131,7 @@ pub(crate) fn cluster(nodes: u8) -> State {
 
 #[derive(Debug, Clone)]
 pub(crate) struct Step {
-    request: Option<u8>,
+    request: Option<RequestKey>,
     /// Time from the step before.
     later_ms: u64,
     by: Actor,
@@ -142,7 +148,7 @@ impl Step {
             by = Actor::Client(USER);
             ground(&mut change, &mut by, state);
         }
-        Command { request: self.request.map(|id| RequestId([id; 16])), at: UnixMs(*at), by, change }
+        Command { request: self.request, at: UnixMs(*at), by, change }
     }
 }
 
@@ -231,7 +237,10 @@ pub(crate) fn steps(max: usize) -> impl Strategy<Value = Vec<Step>> {
 
 pub(crate) fn step() -> impl Strategy<Value = Step> {
     let later = prop_oneof![40 => 0_u64..10_000, 1 => Just(90_000_000_u64)];
-    (option::weighted(0.2, 0_u8..8), later, actor(), change(), proptest::bool::weighted(0.15))
+    // Some come again as they were, and some ids for something else.
+    let request =
+        (0_u8..16, prop_oneof![3 => Just(0), 1 => Just(1)]).prop_map(|(id, content)| request_key(id, content));
+    (option::weighted(0.2, request), later, actor(), change(), proptest::bool::weighted(0.15))
         .prop_map(|(request, later_ms, by, change, wild)| Step { request, later_ms, by, change, wild })
 }
 
@@ -298,7 +307,9 @@ fn secret() -> impl Strategy<Value = u8> {
 
 fn token() -> impl Strategy<Value = Token> {
     let expires = option::of((0_u64..800_000).prop_map(UnixMs));
-    (1_u8..4, secret(), option::weighted(0.8, 0_u32..3), expires, any::<bool>()).prop_map(
+    // Most are for one node, so that some come too late.
+    let uses = prop_oneof![1 => Just(0_u32), 6 => Just(1), 2 => Just(2)];
+    (1_u8..4, secret(), option::weighted(0.8, uses), expires, any::<bool>()).prop_map(
         |(id, secret, uses_left, expires_at, revoked)| Token {
             id: TokenId([id; 8]),
             secret_hash: SecretHash([secret; 32]),

@@ -47,7 +47,7 @@ impl FaultKind {
     ];
 
     /// The status of an answer that is such a fault.
-    pub(super) fn status(self) -> StatusCode {
+    pub(in crate::api) fn status(self) -> StatusCode {
         match self {
             Self::BadRequest => StatusCode::BAD_REQUEST,
             Self::Forbidden => StatusCode::FORBIDDEN,
@@ -79,6 +79,11 @@ impl Fault {
     /// What the request names does not exist.
     pub fn not_found(what: impl fmt::Display) -> Self {
         Self::new(FaultKind::NotFound, what)
+    }
+
+    /// The cluster answered a command with what no such command is answered with.
+    pub(super) fn wrong_answer() -> Self {
+        Self::new(FaultKind::Internal, "the cluster's answer is that of another command")
     }
 
     /// The request cannot be read or breaks a limit.

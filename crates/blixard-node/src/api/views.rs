@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use blixard_core::{
     BlobHash, ClientRole, ClusterId, Deed, Desired, EndpointId, ImageId, ImageKind, ImageName, Manifest, NodeId, Power,
-    PublishedPort, Resources, RestartPolicy, Seed, Settings, Strategy, TokenId, UnixMs, VmId, VmName,
+    PublishedPort, Resources, RestartPolicy, Seed, Settings, Strategy, TokenId, UnixMs, VmId, VmName, limits,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -91,8 +91,10 @@ pub struct NodeView {
 #[serde(deny_unknown_fields)]
 pub struct CreateToken {
     /// How long it is good for, in milliseconds; without a time, until it is revoked.
+    #[schemars(range(min = 1))]
     pub ttl_ms: Option<u64>,
     /// How many nodes may join with it; without a number, any.
+    #[schemars(range(min = 1))]
     pub uses: Option<u32>,
 }
 
@@ -128,6 +130,7 @@ pub struct GrantClient {
     pub role: ClientRole,
     /// A word for people; without one, the name it has, or the first digits of its key.
     #[serde(default)]
+    #[schemars(length(max = limits::WORD_CHARS_MAX), regex(pattern = limits::TEXT_PATTERN))]
     pub name: Option<String>,
 }
 
@@ -193,6 +196,7 @@ pub enum ImageSource {
         root: Option<BlobHash>,
         /// The kernel's command line.
         #[serde(default)]
+        #[schemars(length(max = Manifest::CMDLINE_BYTES_MAX), regex(pattern = limits::LINE_PATTERN))]
         cmdline: String,
     },
 }
@@ -241,23 +245,29 @@ pub struct CreateVm {
     /// The image's name.
     pub image: ImageName,
     /// Virtual processors.
+    #[schemars(range(min = 1, max = limits::VCPUS_MAX))]
     pub vcpus: u32,
     /// Memory in MiB.
+    #[schemars(range(min = limits::MEMORY_MIB_MIN, max = limits::MEMORY_MIB_MAX))]
     pub memory_mib: u64,
-    /// Size of its disk in MiB; without one, the size of the image's disk.
+    /// Size of its disk in MiB, at least that of the image's disk; without one, just that.
     #[serde(default)]
+    #[schemars(range(max = limits::DISK_MIB_MAX))]
     pub disk_mib: Option<u64>,
     /// Ports of the guest published on its host.
     #[serde(default)]
+    #[schemars(length(max = limits::PUBLISH_MAX))]
     pub publish: Vec<PublishedPort>,
     /// What cloud-init is given.
     #[serde(default)]
     pub seed: Seed,
     /// Labels that the node must have.
     #[serde(default)]
+    #[schemars(schema_with = "labels")]
     pub require: BTreeMap<String, String>,
     /// Vms of one group are kept on different nodes.
     #[serde(default)]
+    #[schemars(length(max = limits::WORD_CHARS_MAX), regex(pattern = limits::TEXT_PATTERN))]
     pub anti_affinity: Option<String>,
     /// How to choose among nodes that fit.
     #[serde(default)]
@@ -277,12 +287,25 @@ fn yes() -> bool {
     true
 }
 
+/// Labels, as far as a schema can tell which are taken.
+fn labels(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": "object",
+        "maxProperties": limits::LABELS_MAX,
+        "propertyNames": { "pattern": limits::LABEL_KEY_PATTERN, "maxLength": limits::LABEL_KEY_CHARS_MAX },
+        "additionalProperties": {
+            "type": "string", "pattern": limits::LINE_PATTERN, "maxLength": limits::LABEL_VALUE_CHARS_MAX,
+        },
+    })
+}
+
 /// Asks for a vm to be stopped or restarted.
 #[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StopVm {
     /// How long the guest may take to shut down before it is forced, in milliseconds; without a time, 30 s; 0 forces at
     /// once.
+    #[schemars(range(max = limits::STOP_TIMEOUT_MS_MAX))]
     pub timeout_ms: Option<u64>,
 }
 

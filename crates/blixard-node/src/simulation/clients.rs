@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blixard_core::{
-    Actor, Change, Client, ClientRole, Command, EndpointId, Outcome, RequestId, RestartPolicy, Seed, Settings,
-    Strategy, UnixMs, VmId, VmSpec,
+    Actor, Change, Client, ClientRole, Command, ContentHash, EndpointId, Outcome, RequestId, RequestKey, RestartPolicy,
+    Seed, Settings, Strategy, UnixMs, VmId, VmSpec,
 };
 use openraft::AsyncRuntime;
 use openraft_rt_sim::SimRuntime;
@@ -56,11 +56,12 @@ fn any_node(world: &World) -> u64 {
     world.dice.pick(&nodes).copied().unwrap_or(1)
 }
 
-fn request(world: &World) -> Option<RequestId> {
+fn request(world: &World) -> Option<RequestKey> {
     let mut bytes = [0; 16];
     bytes[..8].copy_from_slice(&world.dice.between(0, u64::MAX - 1).to_le_bytes());
     bytes[8..].copy_from_slice(&world.dice.between(0, u64::MAX - 1).to_le_bytes());
-    Some(RequestId(bytes))
+    // The same command is the same request here.
+    Some(RequestKey { id: RequestId(bytes), content: ContentHash([0; 16]) })
 }
 
 /// A command of the user. The time is read by a node in the product; what it is does not matter here.

@@ -3,17 +3,11 @@
 use std::time::{Duration, Instant};
 
 use blixard_core::{BlobHash, NodeId, Settings};
-use blixard_node::api::{Client, CreateToken, FaultKind, NodeState, VmView};
+use blixard_node::api::{Client, CreateToken, FaultKind, NodeState};
 use blixard_node::config::NodeConfig;
-use blixard_node::transport::{Protocol, Registry, Transport, http as wire};
 use blixard_node::{Ended, Node, Role};
-use http::{Request, Response, StatusCode};
-use http_body_util::BodyExt;
-use hyper::body::Incoming;
 
-use crate::bench::{
-    Bench, Host, PATIENCE, endpoint, fault, import, kernel, metric, node_view, until, until_phase, vm, voters,
-};
+use crate::bench::{Bench, Host, PATIENCE, fault, import, kernel, metric, node_view, until, until_phase, vm, voters};
 
 const ANYBODY: CreateToken = CreateToken { ttl_ms: None, uses: None };
 
@@ -345,108 +339,4 @@ async fn two_nodes_have_one_voter() {
     assert!(second.cluster(false).await.unwrap().margin.starts_with("no leader: nothing can be written"));
     nodes.insert(0, bench.start(&configs[0]).await);
     write(&second).await;
-}
-
-async fn post(connection: &blixard_node::transport::Connection, id: &str, name: &str) -> Response<Incoming> {
-    let body = serde_json::to_vec(&vm(name, "base")).unwrap();
-    let request = Request::post("/v1/vms")
-        .header(http::header::HOST, "blixard")
-        .header(http::header::CONTENT_TYPE, "application/json")
-        .header("x-blixard-request", id)
-        .body(axum::body::Body::from(body))
-        .unwrap();
-    wire::send(connection, request).await.unwrap()
-}
-
-async fn about_vm(
-    connection: &blixard_node::transport::Connection,
-    id: &str,
-    name: &str,
-    verb: &str,
-) -> Response<Incoming> {
-    let request = Request::post(format!("/v1/vms/{name}/{verb}"))
-        .header(http::header::HOST, "blixard")
-        .header(http::header::CONTENT_TYPE, "application/json")
-        .header("x-blixard-request", id)
-        .body(axum::body::Body::from("{}"))
-        .unwrap();
-    wire::send(connection, request).await.unwrap()
-}
-
-async fn delete(connection: &blixard_node::transport::Connection, id: &str, path: &str) -> StatusCode {
-    let request = Request::delete(path)
-        .header(http::header::HOST, "blixard")
-        .header("x-blixard-request", id)
-        .body(axum::body::Body::empty())
-        .unwrap();
-    wire::send(connection, request).await.unwrap().status()
-}
-
-async fn created(answer: Response<Incoming>) -> VmView {
-    assert_eq!(answer.status(), StatusCode::OK);
-    serde_json::from_slice(&answer.into_body().collect().await.unwrap().to_bytes()).unwrap()
-}
-
-/// Connections of the bench's user to the nodes, for requests whose ids the test chooses. They end with the transport.
-async fn connections(bench: &Bench, nodes: &[Node]) -> (Transport, Vec<blixard_node::transport::Connection>) {
-    let key = bench.user("user").client_key().unwrap();
-    let transport = endpoint(key, &nodes[0]).await;
-    let mut connections = Vec::new();
-    for node in nodes {
-        let address = Registry::read(node.registry()).unwrap().address();
-        transport.learn(&address);
-        connections.push(transport.connect(address.endpoint, Protocol::Api).await.unwrap());
-    }
-    (transport, connections)
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_request_sent_twice_has_one_effect_and_one_answer() {
-    let bench = Bench::new();
-    let (_, nodes, client) = bench.cluster(2, &[], 1).await;
-    import(&client, "base", kernel(1, 4096)).await;
-    let (_transport, connections) = connections(&bench, &nodes).await;
-    let (one, two) = ("00112233445566778899aabbccddeeff", "ffeeddccbbaa99887766554433221100");
-    let first = created(post(&connections[0], one, "web").await).await;
-    // The second try arrives at another node, as when the first broke down.
-    let again = created(post(&connections[1], one, "web").await).await;
-    assert_eq!(first.id, again.id);
-    assert_eq!(post(&connections[1], two, "web").await.status(), StatusCode::CONFLICT);
-    assert_eq!(post(&connections[1], "short", "web").await.status(), StatusCode::BAD_REQUEST);
-    assert_eq!(client.vms(false).await.unwrap().len(), 1);
-
-    // What the first try removed is not missing to the second.
-    let removed = async || client.vms(false).await.is_ok_and(|vms| vms.is_empty());
-    let [three, four] = ["33", "44"].map(|pair| pair.repeat(16));
-    assert_eq!(delete(&connections[0], &three, "/v1/vms/web").await, StatusCode::OK);
-    until("the vm to be gone", removed).await;
-    assert_eq!(delete(&connections[1], &three, "/v1/vms/web").await, StatusCode::OK);
-    assert_eq!(delete(&connections[1], &four, "/v1/vms/web").await, StatusCode::NOT_FOUND);
-    let [five, six] = ["55", "66"].map(|pair| pair.repeat(16));
-    assert_eq!(delete(&connections[0], &five, "/v1/images/base").await, StatusCode::OK);
-    assert_eq!(delete(&connections[1], &five, "/v1/images/base").await, StatusCode::OK);
-    assert_eq!(delete(&connections[1], &six, "/v1/images/base").await, StatusCode::NOT_FOUND);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_id_of_a_request_about_another_vm_is_refused() {
-    let bench = Bench::new();
-    let (_, nodes, client) = bench.cluster(1, &[], 1).await;
-    import(&client, "base", kernel(1, 4096)).await;
-    let (_transport, connections) = connections(&bench, &nodes).await;
-    let connection = &connections[0];
-    let id = |byte: u8| format!("{byte:032x}");
-    for (byte, name) in [(1, "web"), (2, "db")] {
-        created(post(connection, &id(byte), name).await).await;
-    }
-    // A creation makes up the vm's id anew with each try, so there the name tells.
-    assert_eq!(post(connection, &id(1), "db").await.status(), StatusCode::CONFLICT);
-    for (byte, verb) in [(3, "start"), (4, "stop"), (5, "restart")] {
-        let about = async |name: &str| about_vm(connection, &id(byte), name, verb).await;
-        let first = created(about("web").await).await;
-        assert_eq!(first.name.as_str(), "web", "{verb}");
-        assert_eq!(about("db").await.status(), StatusCode::CONFLICT, "{verb}");
-        let again = created(about("web").await).await;
-        assert_eq!(again.id, first.id, "{verb}");
-    }
 }

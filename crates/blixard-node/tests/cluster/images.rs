@@ -123,7 +123,7 @@ async fn one_content_has_one_name_and_one_name_one_content() {
     assert_eq!(fault(add("small", same.hash).await).0, FaultKind::Conflict);
     let text = client.upload(futures::stream::iter([Ok(b"#!/bin/sh".as_slice().into())])).await.unwrap();
     let (kind, why) = fault(add("script", text.hash).await);
-    assert!(kind == FaultKind::BadRequest && why.contains("not a Linux kernel"), "{why}");
+    assert!(kind == FaultKind::Conflict && why.contains("not a Linux kernel"), "{why}");
     assert_eq!(fault(add("nothing", blixard_core::BlobHash([7; 32])).await).0, FaultKind::NotFound);
     // What was refused has harmed nothing that was there.
     assert_eq!(exported(&client, "tiny", "kernel").await, kernel(1, 4096));

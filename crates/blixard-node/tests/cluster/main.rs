@@ -7,5 +7,6 @@ mod consensus;
 mod hostile;
 mod images;
 mod joining;
+mod requests;
 mod roles;
 mod vms;

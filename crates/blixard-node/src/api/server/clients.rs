@@ -21,9 +21,8 @@ pub(super) async fn list(State(server): State<Server>) -> Result<Json<Vec<Client
 
 pub(super) async fn grant(
     State(server): State<Server>,
-    asker: Asker,
     Path(key): Path<EndpointId>,
-    Body(request): Body<GrantClient>,
+    Body(asker, request): Body<GrantClient>,
 ) -> Result<Json<ClientView>, Fault> {
     server.read_point(Freshness::default()).await?;
     // A client keeps its name, and one without a name is known by the beginning of its key.

@@ -4,7 +4,7 @@ use axum::extract::State;
 use blixard_core::{BlobHash, Change, NodeId, Settings};
 
 use super::view::GroupSeen;
-use super::{Asker, Body, Freshness, Json, Path, Query, Server};
+use super::{Body, Freshness, Json, Path, Query, Server};
 use crate::api::fault::{Fault, FaultKind};
 use crate::api::views::{ClusterView, NodeState, NodeView, RemoveNode};
 
@@ -19,8 +19,7 @@ pub(super) async fn show(
 
 pub(super) async fn change_settings(
     State(server): State<Server>,
-    asker: Asker,
-    Body(settings): Body<Settings>,
+    Body(asker, settings): Body<Settings>,
 ) -> Result<Json<ClusterView>, Fault> {
     server.change(asker, Change::ChangeSettings(settings)).await?;
     server.read_point(Freshness::default()).await?;
@@ -29,19 +28,17 @@ pub(super) async fn change_settings(
 
 pub(super) async fn leave(
     State(server): State<Server>,
-    asker: Asker,
-    Body(request): Body<RemoveNode>,
+    Body(asker, request): Body<RemoveNode>,
 ) -> Result<Json<NodeId>, Fault> {
     let me = server.inner.me;
-    server.change(asker, Change::RemoveNode { node: me, force: request.force }).await?;
+    server.change(asker.about_this(me), Change::RemoveNode { node: me, force: request.force }).await?;
     Ok(Json(me))
 }
 
 pub(super) async fn remove(
     State(server): State<Server>,
-    asker: Asker,
     Path(node): Path<NodeId>,
-    Body(request): Body<RemoveNode>,
+    Body(asker, request): Body<RemoveNode>,
 ) -> Result<Json<()>, Fault> {
     server.change(asker, Change::RemoveNode { node, force: request.force }).await?;
     Ok(Json(()))

@@ -1,83 +1,182 @@
-//! Every path, query and body of the API and of what members ask each other, read as it is for the real requests and with no
-//! node behind: what a caller can reach before anything is decided.
+//! What handlers take out of requests: how it is described, and how it is read with no node behind, which is what a caller can
+//! reach before anything is decided.
 
-use axum::routing::{delete, get, post, put};
-use blixard_core::{BlobHash, EndpointId, ImageName, NodeId, Settings, TokenId, VmId, VmName};
+use axum::Router;
+use axum::extract::{FromRequest, FromRequestParts, Request, State};
+use axum::routing::{MethodFilter, MethodRouter, on};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 
-use super::ask::LogQuery;
-use super::audit::AuditQuery;
-use super::events::EventQuery;
-use super::peer::LiveQuery;
-use super::{Asker, Body, Freshness, Path, Query, body_limit};
-use crate::api::views::{AddImage, CreateToken, CreateVm, GrantClient, RemoveNode, StopVm};
+use super::{Asker, BYTES, Body, Path, Query, body_limit, peer, routes};
+use crate::api::REQUEST_HEADER;
+use crate::api::fault::Fault;
 
-/// The routes; each answers with nothing once it has read everything.
-pub(crate) fn routes() -> axum::Router {
-    axum::Router::new()
-        .route("/v1/cluster", get(query::<Freshness>))
-        .route("/v1/cluster/settings", put(body::<Settings>))
-        .route("/v1/cluster/leave", post(body::<RemoveNode>))
-        .route("/v1/nodes/{node}/remove", post(path_and_body::<NodeId, RemoveNode>))
-        .route("/v1/events", get(query::<EventQuery>))
-        .route("/v1/events/watch", get(query::<EventQuery>))
-        .route("/v1/tokens", get(nothing).post(body::<CreateToken>))
-        .route("/v1/tokens/{token}", delete(path::<TokenId>))
-        .route("/v1/clients/{client}", put(path_and_body::<EndpointId, GrantClient>).delete(path::<EndpointId>))
-        .route("/v1/audit", get(query::<AuditQuery>))
-        .route("/v1/audit/watch", get(query::<AuditQuery>))
-        .route("/v1/clients", get(nothing))
-        .route("/v1/blobs", post(nothing))
-        .route("/v1/images", get(query::<Freshness>).post(body::<AddImage>))
-        .route("/v1/images/{name}", get(path_and_query::<ImageName, Freshness>).delete(path::<ImageName>))
-        .route("/v1/images/{name}/parts/{part}", get(path::<(ImageName, String)>))
-        .route("/v1/vms", get(query::<Freshness>).post(body::<CreateVm>))
-        .route("/v1/vms/{name}", get(path_and_query::<VmName, Freshness>).delete(path::<VmName>))
-        .route("/v1/vms/{name}/start", post(path::<VmName>))
-        .route("/v1/vms/{name}/restart", post(path_and_body::<VmName, StopVm>))
-        .route("/v1/vms/{name}/explain", get(path::<VmName>))
-        .route("/v1/vms/{name}/watch", get(path::<VmName>))
-        .route("/v1/vms/{name}/console", get(path::<VmName>))
-        .route("/v1/vms/{name}/stop", post(path_and_body::<VmName, StopVm>))
-        .route("/v1/vms/{name}/logs", get(path_and_query::<VmName, LogQuery>))
-        .route("/vms/{vm}/live", get(path_and_query::<VmId, LiveQuery>))
-        .route("/vms/{vm}/logs", get(path_and_query::<VmId, LogQuery>))
-        .route("/vms/{vm}/console", get(path::<VmId>))
-        .route("/blobs/{hash}", get(path::<BlobHash>))
-        .layer(body_limit())
+/// All requests of the API and those of members to each other; each answers with nothing once it has read everything.
+pub(crate) fn readers() -> Router {
+    let readers = routes::readers().chain(peer::readers());
+    readers.fold(Router::new(), |router, (path, reader)| router.route(path, reader)).layer(body_limit())
 }
 
-async fn nothing(_: Asker) {}
+/// What reads all that a handler takes, and does nothing with it.
+pub(super) fn reader<T: Inputs + 'static>(method: MethodFilter) -> MethodRouter {
+    on(method, async |request: Request| T::read(request).await)
+}
 
-async fn path<P: DeserializeOwned + Send>(_: Asker, _: Path<P>) {}
+/// What one request takes.
+#[derive(Default)]
+pub(super) struct Operation {
+    pub(super) path_parts: Vec<Schema>,
+    pub(super) parameters: Vec<Value>,
+    pub(super) body: Option<Value>,
+}
 
-async fn query<Q: DeserializeOwned>(_: Asker, _: Query<Q>) {}
+/// Something that a handler takes out of a request.
+pub(super) trait Input {
+    /// Notes what it needs of the request.
+    fn describe(operation: &mut Operation, schemas: &mut SchemaGenerator);
 
-async fn body<B: DeserializeOwned>(_: Asker, _: Body<B>) {}
+    /// Reads it as for the handler, and gives the request on.
+    fn read(request: Request) -> impl Future<Output = Result<Request, Fault>> + Send;
+}
 
-async fn path_and_query<P: DeserializeOwned + Send, Q: DeserializeOwned>(_: Asker, _: Path<P>, _: Query<Q>) {}
+async fn read_from_head<T: FromRequestParts<(), Rejection = Fault>>(request: Request) -> Result<Request, Fault> {
+    let (mut parts, body) = request.into_parts();
+    T::from_request_parts(&mut parts, &()).await?;
+    Ok(Request::from_parts(parts, body))
+}
 
-async fn path_and_body<P: DeserializeOwned + Send, B: DeserializeOwned>(_: Asker, _: Path<P>, _: Body<B>) {}
+impl<S> Input for State<S> {
+    fn describe(_: &mut Operation, _: &mut SchemaGenerator) {}
+
+    async fn read(request: Request) -> Result<Request, Fault> {
+        Ok(request)
+    }
+}
+
+impl Input for Request {
+    fn describe(_: &mut Operation, _: &mut SchemaGenerator) {}
+
+    async fn read(request: Request) -> Result<Request, Fault> {
+        Ok(request)
+    }
+}
+
+impl Input for Asker {
+    fn describe(operation: &mut Operation, _: &mut SchemaGenerator) {
+        operation.parameters.push(json!({
+            "name": REQUEST_HEADER, "in": "header",
+            "description": "Names the request, so that it has one effect and one answer however often it is sent.",
+            "schema": { "type": "string", "pattern": "^[0-9a-fA-F]{32}$" },
+        }));
+    }
+
+    async fn read(request: Request) -> Result<Request, Fault> {
+        read_from_head::<Self>(request).await
+    }
+}
+
+impl<T: JsonSchema + DeserializeOwned + Send> Input for Path<T> {
+    fn describe(operation: &mut Operation, schemas: &mut SchemaGenerator) {
+        let whole = schemas.subschema_for::<T>();
+        let parts = whole.get("prefixItems").and_then(Value::as_array).cloned();
+        operation.path_parts = match parts {
+            Some(parts) => parts.into_iter().filter_map(|part| part.try_into().ok()).collect(),
+            None => vec![whole],
+        };
+    }
+
+    async fn read(request: Request) -> Result<Request, Fault> {
+        read_from_head::<Self>(request).await
+    }
+}
+
+impl<T: JsonSchema + DeserializeOwned> Input for Query<T> {
+    fn describe(operation: &mut Operation, schemas: &mut SchemaGenerator) {
+        let schema = T::json_schema(schemas);
+        for (name, schema) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
+            operation.parameters.push(json!({ "name": name, "in": "query", "schema": schema }));
+        }
+    }
+
+    async fn read(request: Request) -> Result<Request, Fault> {
+        read_from_head::<Self>(request).await
+    }
+}
+
+impl<T: JsonSchema + DeserializeOwned + Serialize> Input for Body<T> {
+    fn describe(operation: &mut Operation, schemas: &mut SchemaGenerator) {
+        Asker::describe(operation, schemas);
+        let schema = schemas.subschema_for::<T>();
+        operation.body = Some(json!({ "required": true, "content": { "application/json": { "schema": schema } } }));
+    }
+
+    async fn read(request: Request) -> Result<Request, Fault> {
+        let (parts, body) = request.into_parts();
+        Self::from_request(Request::from_parts(parts.clone(), body), &()).await?;
+        Ok(Request::from_parts(parts, axum::body::Body::empty()))
+    }
+}
+
+impl Input for axum::body::Body {
+    fn describe(operation: &mut Operation, _: &mut SchemaGenerator) {
+        let schema = json!({ "type": "string", "format": "binary", "minLength": 1 });
+        operation.body = Some(json!({ "required": true, "content": { BYTES: { "schema": schema } } }));
+    }
+
+    async fn read(request: Request) -> Result<Request, Fault> {
+        Ok(request)
+    }
+}
+
+/// All that a handler takes, as axum names it: a marker, and its arguments.
+pub(super) trait Inputs {
+    /// Notes what they need of the request.
+    fn describe(operation: &mut Operation, schemas: &mut SchemaGenerator);
+
+    /// Reads them.
+    fn read(request: Request) -> impl Future<Output = Result<(), Fault>> + Send;
+}
+
+macro_rules! inputs {
+    ($($input:ident),+) => {
+        impl<M, $($input: Input),+> Inputs for (M, $($input,)+) {
+            fn describe(operation: &mut Operation, schemas: &mut SchemaGenerator) {
+                $($input::describe(operation, schemas);)+
+            }
+
+            async fn read(request: Request) -> Result<(), Fault> {
+                $(let request = $input::read(request).await?;)+
+                drop(request);
+                Ok(())
+            }
+        }
+    };
+}
+inputs!(A);
+inputs!(A, B);
+inputs!(A, B, C);
+inputs!(A, B, C, D);
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use axum::body::Body as RawBody;
-    use http::{Request, StatusCode};
+    use blixard_core::EndpointId;
+    use http::StatusCode;
     use tower::ServiceExt;
 
-    use crate::api::server::routes::rules;
-    use crate::transport::http::Caller;
-
     use super::*;
+    use crate::transport::http::Caller;
 
     #[tokio::test]
     async fn every_request_of_the_api_is_read_here_too() {
-        for rule in rules() {
+        for rule in routes::rules() {
             let path = rule.path.replace(['{', '}'], "");
-            let mut request = Request::builder().method(&rule.method).uri(&path).body(RawBody::empty()).unwrap();
+            let request = http::Request::builder().method(&rule.method).uri(&path);
+            let mut request = request.body(axum::body::Body::empty()).unwrap();
             request.extensions_mut().insert(Caller(EndpointId([0; 32])));
-            let status = routes().oneshot(request).await.unwrap().status();
+            let status = readers().oneshot(request).await.unwrap().status();
             let is_known = !matches!(status, StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED);
             assert!(is_known, "{} {path}: {status}", rule.method);
         }

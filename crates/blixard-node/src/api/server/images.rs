@@ -8,10 +8,11 @@ use axum::response::{IntoResponse, Response};
 use blixard_core::{Answer, BlobHash, Change, DiskFormat, DiskPart, Image, ImageName, Manifest, NodeId, Part};
 use blixard_hypervisor::InspectError;
 use futures::TryStreamExt;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http_body_util::BodyExt;
 
 use super::view::GroupSeen;
-use super::{Asker, Body, Freshness, Json, Path, Query, Server};
+use super::{Asker, BYTES, Body, Freshness, Json, Path, Query, Server};
 use crate::api::fault::{Fault, FaultKind};
 use crate::api::views::{AddImage, BlobView, ImageSource, ImageView};
 use crate::clock;
@@ -51,15 +52,12 @@ pub(super) async fn upload(State(server): State<Server>, body: RawBody) -> Resul
 
 pub(super) async fn add(
     State(server): State<Server>,
-    asker: Asker,
-    Body(request): Body<AddImage>,
+    Body(asker, request): Body<AddImage>,
 ) -> Result<Json<ImageView>, Fault> {
     server.read_point(Freshness::default()).await?;
     if let Some(answer) = server.answered(asker) {
         // The uploads are part of the image by now, and no longer found as such.
-        let Answer::Image(id) = answer? else {
-            return Err(Fault::bad_request("the request's id was used for another request"));
-        };
+        let Answer::Image(id) = answer? else { return Err(Fault::wrong_answer()) };
         let view = server.inner.raft.read(|state| state.images.get(&id).map(|image| view(state, image, None)));
         return view.map(Json).ok_or_else(|| Fault::not_found("the image was deleted after it was added"));
     }
@@ -116,7 +114,10 @@ pub(super) async fn add(
 /// A refusal in the user's words: where the store keeps the file says nothing to them.
 fn refused(what: &str, error: InspectError) -> Fault {
     match error {
-        InspectError::Refused { reason, .. } => Fault::bad_request(format!("the {what} cannot be used: {reason}")),
+        InspectError::Refused { reason, .. } => {
+            // The request is sound; what was uploaded before it is not.
+            Fault::new(FaultKind::Conflict, format!("the {what} cannot be used: {reason}"))
+        }
         InspectError::Read { .. } => anyhow::Error::from(error).into(),
     }
 }
@@ -202,6 +203,12 @@ pub(super) async fn delete(
     Ok(Json(()))
 }
 
+/// An answer that is a part of an image.
+fn whole(part: Part, content: RawBody) -> Response {
+    let length = part.bytes.to_string();
+    ([(CONTENT_TYPE, BYTES.to_owned()), (CONTENT_LENGTH, length)], content).into_response()
+}
+
 pub(super) async fn export(
     State(server): State<Server>,
     asker: Asker,
@@ -220,8 +227,7 @@ pub(super) async fn export(
     let part = part.ok_or_else(|| Fault::not_found(format!("image {name} has no part named {wanted:?}")))?;
     if server.inner.images.is_complete(&manifest).await.map_err(anyhow::Error::from)? {
         let content = server.inner.images.export(part.hash).await.map_err(anyhow::Error::from)?;
-        let length = [(http::header::CONTENT_LENGTH, part.bytes.to_string())];
-        return Ok((length, RawBody::from_stream(content)).into_response());
+        return Ok(whole(part, RawBody::from_stream(content)));
     }
     let holders = server.inner.raft.read(|state| {
         let holders = state.image_named(&name).map(|image| image.holders.clone()).unwrap_or_default();
@@ -229,8 +235,7 @@ pub(super) async fn export(
     });
     for holder in holders {
         if let Ok(answer) = super::ask::blob(&server, holder, asker.caller.0, part).await {
-            let length = [(http::header::CONTENT_LENGTH, part.bytes.to_string())];
-            return Ok((length, RawBody::new(answer.into_body().map_err(axum::Error::new))).into_response());
+            return Ok(whole(part, RawBody::new(answer.into_body().map_err(axum::Error::new))));
         }
     }
     Err(Fault::new(FaultKind::Unavailable, format!("no node that holds image {name} can be reached now")))

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 
 use super::ask::{self, LogQuery};
 use super::vms::{PIECES_WAITING, elsewhere, find, not_reached, streamed};
-use super::{Asker, Path, Query, Server};
+use super::{Asker, BYTES, Path, Query, Server};
 use crate::api::fault::Fault;
 use crate::api::{LOG_POSITION_HEADER, VM_HEADER};
 
@@ -57,7 +57,7 @@ pub(super) async fn show_here(server: &Server, vm: VmId, query: LogQuery) -> Res
     let begin = LogPosition(asked.clamp(span.oldest.0, span.end.0));
     let (send, pieces) = mpsc::channel(PIECES_WAITING);
     tokio::spawn(tell(server.clone(), vm, begin, query.follow, send));
-    let mut answer = streamed(pieces, "application/octet-stream");
+    let mut answer = streamed(pieces, BYTES);
     let headers = answer.headers_mut();
     headers.insert(LOG_POSITION_HEADER, HeaderValue::from(begin.0));
     headers.insert(VM_HEADER, HeaderValue::try_from(vm.to_string()).map_err(anyhow::Error::from)?);

@@ -2,6 +2,7 @@
 
 mod ask;
 mod audit;
+mod body;
 mod clients;
 mod cluster;
 mod events;
@@ -19,11 +20,12 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use axum::extract::rejection::JsonRejection;
-use axum::extract::{FromRequest, FromRequestParts, MatchedPath, Request};
+use axum::extract::{FromRequestParts, MatchedPath, Request};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use blixard_core::{Actor, Answer, BlobHash, Change, ClientRole, Command, EndpointId, NodeId, RequestId};
+use blixard_core::{
+    Actor, Answer, BlobHash, Change, ClientRole, Command, ContentHash, EndpointId, NodeId, RequestId, RequestKey,
+};
 use http::StatusCode;
 use http::request::Parts;
 use tracing::{Instrument, info_span};
@@ -38,9 +40,12 @@ use crate::raft::Raft;
 use crate::trace;
 use crate::transport::http::{self as http_over, Caller, Requests};
 use crate::transport::{Handler, Transport};
+use body::Body;
 
 /// The largest JSON body: user data of 64 KiB, escaped, and room to spare.
 const BODY_BYTES_MAX: usize = 1 << 20;
+/// The content type of bytes.
+const BYTES: &str = "application/octet-stream";
 /// Requests of one client that are worked on at once, followed logs and open consoles included.
 const REQUESTS_A_CLIENT_MAX: usize = 256;
 /// Requests of one member: it passes on those of all clients that ask it.
@@ -109,14 +114,11 @@ impl Server {
         Ok(())
     }
 
-    /// The answer to a request that had its effect before, when this is a retry of it. Asked before anything is looked up by
-    /// name: what the first try removed is not there any more, and must not be reported as missing.
+    /// What a request is answered that is not carried out, because it was before or because its id is another's. Asked before
+    /// anything is looked up by name: what the first try removed is not there any more, and must not be reported as missing.
     fn answered(&self, asker: Asker) -> Option<Result<Answer, Fault>> {
-        let id = asker.request?;
-        let outcome = self.inner.raft.read(|state| {
-            state.answered.iter().rev().find(|(answered, _)| *answered == id).map(|(_, outcome)| outcome.clone())
-        });
-        Some(outcome?.map_err(Fault::from))
+        let request = RequestKey { id: asker.id?, content: asker.content };
+        Some(self.inner.raft.read(|state| state.answer_to(request))?.map_err(Fault::from))
     }
 
     /// Whether a client may ask for what needs this role.
@@ -135,15 +137,16 @@ impl Server {
     async fn change(&self, asker: Asker, change: Change) -> Result<Answer, Fault> {
         let by = Actor::Client(asker.caller.0);
         // Without an id of the caller's, one of our own: the command may be sent to more than one leader.
-        let request = match asker.request {
-            Some(request) => request,
+        let id = match asker.id {
+            Some(id) => id,
             None => {
                 let mut id = RequestId([0; 16]);
                 getrandom::fill(&mut id.0).map_err(|error| Fault::new(FaultKind::Internal, error))?;
                 id
             }
         };
-        let command = Command { request: Some(request), at: clock::now(), by, change };
+        let request = Some(RequestKey { id, content: asker.content });
+        let command = Command { request, at: clock::now(), by, change };
         Ok(self.inner.raft.propose(&command).await??)
     }
 }
@@ -173,26 +176,52 @@ async fn measured(metrics: Arc<Metrics>, request: Request, next: Next) -> Respon
     answer
 }
 
-/// Who asks, and the id of the request.
+/// Who asks, and what tells the request from others. Of a request with a body it comes with the [`Body`].
 #[derive(Debug, Clone, Copy)]
 struct Asker {
     caller: Caller,
-    request: Option<RequestId>,
+    id: Option<RequestId>,
+    content: ContentHash,
 }
 
-impl<S: Send + Sync> FromRequestParts<S> for Asker {
-    type Rejection = Fault;
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Fault> {
+impl Asker {
+    fn of(parts: &Parts, body: &[u8]) -> Result<Self, Fault> {
         let caller = parts.extensions.get::<Caller>().copied();
         let caller = caller.ok_or_else(|| Fault::new(FaultKind::Forbidden, "the caller is not known"))?;
-        let request = match parts.headers.get(REQUEST_HEADER) {
+        let id = match parts.headers.get(REQUEST_HEADER) {
             None => None,
             Some(text) => {
                 let id = text.to_str().ok().and_then(|text| text.parse().ok());
                 Some(id.ok_or_else(|| Fault::bad_request(format!("{REQUEST_HEADER} must be 32 hexadecimal digits")))?)
             }
         };
-        Ok(Self { caller, request })
+        // By the names and the bytes that were sent, not by what they stand for: a retry sends the same once more, and by
+        // then a name may stand for something else.
+        let content = content(&[&caller.0.0, parts.method.as_str().as_bytes(), parts.uri.path().as_bytes(), body]);
+        Ok(Self { caller, id, content })
+    }
+
+    /// The same request is another one at another node.
+    fn about_this(self, node: NodeId) -> Self {
+        Self { content: content(&[&self.content.0, &node.0.to_le_bytes()]), ..self }
+    }
+}
+
+fn content(pieces: &[&[u8]]) -> ContentHash {
+    let mut hasher = blake3::Hasher::new();
+    for piece in pieces {
+        // With their lengths, so that no two lists of pieces run together to the same bytes.
+        hasher.update(&(piece.len() as u64).to_le_bytes()).update(piece);
+    }
+    let mut hash = ContentHash([0; 16]);
+    hasher.finalize_xof().fill(&mut hash.0);
+    hash
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Asker {
+    type Rejection = Fault;
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Fault> {
+        Self::of(parts, &[])
     }
 }
 
@@ -201,22 +230,6 @@ impl<S: Send + Sync> FromRequestParts<S> for Asker {
 struct Freshness {
     #[serde(default)]
     stale: bool,
-}
-
-/// A JSON body. What cannot be read is a fault like any other.
-struct Body<T>(T);
-
-impl<S: Send + Sync, T: serde::de::DeserializeOwned> FromRequest<S> for Body<T> {
-    type Rejection = Fault;
-    async fn from_request(request: Request, state: &S) -> Result<Self, Fault> {
-        match axum::Json::<T>::from_request(request, state).await {
-            Ok(axum::Json(value)) => Ok(Self(value)),
-            Err(rejection @ JsonRejection::BytesRejection(_)) => {
-                Err(Fault::bad_request(format!("{rejection}; a body may have {BODY_BYTES_MAX} bytes")))
-            }
-            Err(rejection) => Err(Fault::bad_request(rejection.body_text())),
-        }
-    }
 }
 
 /// A part of a path, or a query, that is checked like a body.

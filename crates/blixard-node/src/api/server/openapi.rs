@@ -1,104 +1,18 @@
 //! The contract as an OpenAPI document, for programs that are written against it and for tools that check it.
 //!
-//! What a request takes is read from the type of its handler: its extractors say which parameters and which body it has, and
-//! the types of those have schemas beside the code that reads them. So the document cannot name what no handler takes.
+//! What a request takes is read from the type of its handler (`extract.rs`), and the types of that have schemas beside the code
+//! that reads them. So the document cannot name what no handler takes.
 
-use axum::extract::{Request, State};
+use schemars::JsonSchema;
 use schemars::generate::{SchemaGenerator, SchemaSettings};
-use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value, json};
 
-use super::{Asker, Body, Path, Query};
-use crate::api::REQUEST_HEADER;
+use super::BYTES;
+use super::extract::Operation;
 use crate::api::fault::{Fault, FaultKind};
 
 /// Where the document keeps what is named.
 const DEFINITIONS: &str = "/components/schemas";
-
-/// What one request takes and gives.
-#[derive(Default)]
-pub(super) struct Operation {
-    path_parts: Vec<Schema>,
-    parameters: Vec<Value>,
-    body: Option<Value>,
-}
-
-/// Something that a handler takes out of a request.
-pub(super) trait Input {
-    /// Notes what it needs of the request.
-    fn describe(operation: &mut Operation, schemas: &mut SchemaGenerator);
-}
-
-impl<S> Input for State<S> {
-    fn describe(_: &mut Operation, _: &mut SchemaGenerator) {}
-}
-
-impl Input for Request {
-    fn describe(_: &mut Operation, _: &mut SchemaGenerator) {}
-}
-
-impl Input for Asker {
-    fn describe(operation: &mut Operation, _: &mut SchemaGenerator) {
-        operation.parameters.push(json!({
-            "name": REQUEST_HEADER, "in": "header",
-            "description": "Names the request, so that it has one effect and one answer however often it is sent.",
-            "schema": { "type": "string", "pattern": "^[0-9a-fA-F]{32}$" },
-        }));
-    }
-}
-
-impl<T: JsonSchema> Input for Path<T> {
-    fn describe(operation: &mut Operation, schemas: &mut SchemaGenerator) {
-        let whole = schemas.subschema_for::<T>();
-        let parts = whole.get("prefixItems").and_then(Value::as_array).cloned();
-        operation.path_parts = match parts {
-            Some(parts) => parts.into_iter().filter_map(|part| part.try_into().ok()).collect(),
-            None => vec![whole],
-        };
-    }
-}
-
-impl<T: JsonSchema> Input for Query<T> {
-    fn describe(operation: &mut Operation, schemas: &mut SchemaGenerator) {
-        let schema = T::json_schema(schemas);
-        for (name, schema) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
-            operation.parameters.push(json!({ "name": name, "in": "query", "schema": schema }));
-        }
-    }
-}
-
-impl<T: JsonSchema> Input for Body<T> {
-    fn describe(operation: &mut Operation, schemas: &mut SchemaGenerator) {
-        let schema = schemas.subschema_for::<T>();
-        operation.body = Some(json!({ "required": true, "content": { "application/json": { "schema": schema } } }));
-    }
-}
-
-impl Input for axum::body::Body {
-    fn describe(operation: &mut Operation, _: &mut SchemaGenerator) {
-        operation.body = Some(json!({ "required": true, "content": { "application/octet-stream": {} } }));
-    }
-}
-
-/// All that a handler takes, as axum names it: a marker, and its arguments.
-pub(super) trait Inputs {
-    /// Notes what they need of the request.
-    fn describe(operation: &mut Operation, schemas: &mut SchemaGenerator);
-}
-
-macro_rules! inputs {
-    ($($input:ident),+) => {
-        impl<M, $($input: Input),+> Inputs for (M, $($input,)+) {
-            fn describe(operation: &mut Operation, schemas: &mut SchemaGenerator) {
-                $($input::describe(operation, schemas);)+
-            }
-        }
-    };
-}
-inputs!(A);
-inputs!(A, B);
-inputs!(A, B, C);
-inputs!(A, B, C, D);
 
 /// What a request answers when it succeeds: its status and its content.
 pub(super) type Answer = fn(&mut SchemaGenerator) -> (u16, Value);
@@ -117,7 +31,7 @@ pub(super) fn lines<T: JsonSchema>(schemas: &mut SchemaGenerator) -> (u16, Value
 
 /// Bytes.
 pub(super) fn bytes(_: &mut SchemaGenerator) -> (u16, Value) {
-    (200, json!({ "application/octet-stream": {} }))
+    (200, json!({ BYTES: {} }))
 }
 
 /// The stream itself, for bytes in both directions.
@@ -183,7 +97,7 @@ impl Document {
 
     pub(super) fn finish(mut self) -> Value {
         let schemas = self.schemas.take_definitions(true);
-        json!({
+        let mut document = json!({
             "openapi": "3.1.0",
             "info": {
                 "title": "Blixard control API",
@@ -198,7 +112,32 @@ impl Document {
                 "securitySchemes": { "proxy": { "type": "http", "scheme": "bearer" } },
             },
             "security": [{ "proxy": [] }],
-        })
+        });
+        spell_out(&mut document);
+        document
+    }
+}
+
+/// Says in words that every tool knows what some formats say only to who knows them: how large a number may be, and which texts
+/// are addresses.
+fn spell_out(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.values_mut().for_each(spell_out);
+            let maximum = match fields.get("format").and_then(Value::as_str) {
+                Some("uint64" | "uint") => u64::MAX,
+                Some("uint32") => u32::MAX.into(),
+                Some("ip") => {
+                    fields.remove("format");
+                    fields.insert("anyOf".to_owned(), json!([{ "format": "ipv4" }, { "format": "ipv6" }]));
+                    return;
+                }
+                _ => return,
+            };
+            fields.entry("maximum").or_insert(maximum.into());
+        }
+        Value::Array(items) => items.iter_mut().for_each(spell_out),
+        _ => {}
     }
 }
 

@@ -5,31 +5,62 @@
 
 use axum::body::Body as RawBody;
 use axum::extract::{Request, State};
+use axum::handler::Handler;
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, get};
+use axum::routing::{MethodFilter, MethodRouter, get};
 use blixard_core::ClientRole::{self, Operator, Viewer};
 use blixard_core::{BlobHash, EndpointId, ImageId, VmId};
 use serde::Deserialize;
 
 use super::ask::LogQuery;
+use super::extract::{Inputs, reader};
 use super::{Json, Path, Query, Server, logs, vms};
 use crate::api::CLIENT_HEADER;
 use crate::api::fault::Fault;
 use crate::api::views::LiveView;
 
+/// A request of a member.
+struct Route {
+    path: &'static str,
+    /// The least role of the client that it is made for; none where a node asks on its own account.
+    least: Option<ClientRole>,
+    handler: MethodRouter<Server>,
+    reader: MethodRouter,
+}
+
+fn route<T: Inputs + 'static>(
+    least: Option<ClientRole>,
+    path: &'static str,
+    handler: impl Handler<T, Server>,
+) -> Route {
+    Route { path, least, handler: get(handler), reader: reader::<T>(MethodFilter::GET) }
+}
+
+fn table() -> [Route; 5] {
+    [
+        route(None, "/group", async |State(server): State<Server>| Json(server.inner.raft.view())),
+        route(None, "/vms/{vm}/live", serve_live),
+        route(Some(Viewer), "/vms/{vm}/logs", serve_logs),
+        route(Some(Operator), "/vms/{vm}/console", serve_console),
+        route(Some(Operator), "/blobs/{hash}", serve_blob),
+    ]
+}
+
+/// What reads each request.
+pub(super) fn readers() -> impl Iterator<Item = (&'static str, MethodRouter)> {
+    table().into_iter().map(|route| (route.path, route.reader))
+}
+
 pub(super) fn routes(server: Server) -> axum::Router {
-    let for_a = |least: ClientRole, handler: MethodRouter<Server>| {
-        handler.route_layer(from_fn_with_state((server.clone(), least), gate))
-    };
-    axum::Router::new()
-        // These two a node asks for on its own account.
-        .route("/group", get(async |State(server): State<Server>| Json(server.inner.raft.view())))
-        .route("/vms/{vm}/live", get(serve_live))
-        .route("/vms/{vm}/logs", for_a(Viewer, get(serve_logs)))
-        .route("/vms/{vm}/console", for_a(Operator, get(serve_console)))
-        .route("/blobs/{hash}", for_a(Operator, get(serve_blob)))
-        .with_state(server)
+    let routes = table().into_iter().fold(axum::Router::new(), |router, Route { path, least, handler, .. }| {
+        let handler = match least {
+            Some(least) => handler.route_layer(from_fn_with_state((server.clone(), least), gate)),
+            None => handler,
+        };
+        router.route(path, handler)
+    });
+    routes.with_state(server)
 }
 
 /// Lets a request pass whose client has the role for it. That the client asked at all is the word of the member.
@@ -44,8 +75,8 @@ async fn gate(
     Ok(next.run(request).await)
 }
 
-#[derive(Deserialize)]
-pub(super) struct LiveQuery {
+#[derive(schemars::JsonSchema, Deserialize)]
+struct LiveQuery {
     image: ImageId,
 }
 

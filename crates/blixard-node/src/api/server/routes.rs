@@ -16,7 +16,8 @@ use blixard_core::NodeId;
 use http::Method;
 use schemars::SchemaGenerator;
 
-use super::openapi::{Answer, Document, Inputs, Operation, bytes, console, json, lines};
+use super::extract::{Inputs, Operation, reader};
+use super::openapi::{Answer, Document, bytes, console, json, lines};
 use super::{Server, audit, clients, cluster, events, images, logs, tokens, vms};
 use crate::api::fault::{Fault, FaultKind};
 use crate::api::views::{
@@ -28,6 +29,7 @@ use crate::transport::http::Caller;
 struct Route {
     rule: Rule,
     handler: MethodRouter<Server>,
+    reader: MethodRouter,
     summary: &'static str,
     describe: fn(&mut Operation, &mut SchemaGenerator),
     answer: Answer,
@@ -54,7 +56,8 @@ fn route<T: Inputs + 'static>(
     answer: Answer,
 ) -> Route {
     let filter = MethodFilter::try_from(method.clone()).expect("the methods of this table are those of HTTP");
-    Route { rule: Rule { method, path, least }, handler: on(filter, handler), summary, describe: T::describe, answer }
+    let (handler, reader) = (on(filter, handler), reader::<T>(filter));
+    Route { rule: Rule { method, path, least }, handler, reader, summary, describe: T::describe, answer }
 }
 
 fn table() -> Vec<Route> {
@@ -169,6 +172,11 @@ pub fn openapi() -> serde_json::Value {
         document.add((rule.method.as_str(), rule.path, &least), summary, describe, answer);
     }
     document.finish()
+}
+
+/// What reads each request of the table.
+pub(super) fn readers() -> impl Iterator<Item = (&'static str, MethodRouter)> {
+    table().into_iter().map(|route| (route.rule.path, route.reader))
 }
 
 /// The router of the whole table.

@@ -50,8 +50,7 @@ pub(crate) fn mint(ttl_ms: Option<u64>, uses: Option<u32>) -> anyhow::Result<(To
 
 pub(super) async fn create(
     State(server): State<Server>,
-    asker: Asker,
-    Body(request): Body<CreateToken>,
+    Body(asker, request): Body<CreateToken>,
 ) -> Result<Json<CreatedToken>, Fault> {
     if request.uses == Some(0) || request.ttl_ms == Some(0) {
         return Err(Fault::bad_request(

@@ -65,17 +65,19 @@ fn gone() -> Fault {
 
 pub(super) async fn create(
     State(server): State<Server>,
-    asker: Asker,
-    Body(request): Body<CreateVm>,
+    Body(asker, request): Body<CreateVm>,
 ) -> Result<Json<VmView>, Fault> {
     server.read_point(Freshness::default()).await?;
+    if let Some(answer) = server.answered(asker) {
+        return changed(&server, answer?).await;
+    }
     let image = server.inner.raft.read(|state| state.image_named(&request.image).cloned());
     let image = image.ok_or_else(|| Fault::not_found(format!("there is no image named {}", request.image)))?;
     let base_mib = image.manifest.disk().map_or(0, |disk| disk.virtual_bytes.div_ceil(1 << 20));
     let disk_mib = request.disk_mib.unwrap_or(base_mib);
     if disk_mib < base_mib {
         let text = format!("a disk of {disk_mib} MiB is smaller than that of image {}, {base_mib} MiB", image.name);
-        return Err(Fault::bad_request(text));
+        return Err(Fault::new(FaultKind::Conflict, text));
     }
     let mut id = VmId([0; 16]);
     getrandom::fill(&mut id.0).map_err(|error| Fault::new(FaultKind::Internal, error))?;
@@ -93,27 +95,30 @@ pub(super) async fn create(
         node: request.node,
         restart: request.restart,
     };
-    changed(&server, asker, Change::CreateVm { id, name: request.name, spec, start: request.start }).await
+    let create = Change::CreateVm { id, name: request.name, spec, start: request.start };
+    changed(&server, server.change(asker, create).await?).await
 }
 
-/// Has a change to a vm written, and answers with the vm as it was written.
-async fn changed(server: &Server, asker: Asker, change: Change) -> Result<Json<VmView>, Fault> {
-    let (asked, name) = match &change {
-        Change::StartVm(id) | Change::StopVm { id, .. } | Change::RestartVm { id, .. } => (Some(*id), None),
-        // Each try makes up an id of its own, and is answered with that of the first.
-        Change::CreateVm { name, .. } => (None, Some(name.clone())),
-        _ => (None, None),
-    };
-    // The answer is that of the request that had this id first, which may have been about something else.
-    let other = || Fault::new(FaultKind::Conflict, "another request had this id: give each request an id of its own");
-    match server.change(asker, change).await? {
-        Answer::Vm { id, .. } if asked.is_none_or(|asked| asked == id) => {
-            server.read_point(Freshness::default()).await?;
-            let view = server.written_vm(id).ok_or_else(gone)?;
-            if name.is_some_and(|name| name != view.name) { Err(other()) } else { Ok(Json(view)) }
-        }
-        _ => Err(other()),
+/// Has a change to the vm of a name written.
+async fn change(
+    server: &Server,
+    asker: Asker,
+    name: &VmName,
+    change: impl FnOnce(VmId) -> Change,
+) -> Result<Answer, Fault> {
+    server.read_point(Freshness::default()).await?;
+    if let Some(answer) = server.answered(asker) {
+        return answer;
     }
+    let id = server.inner.raft.read(|state| state.vm_named(name).map(|vm| vm.id)).ok_or_else(|| no_such(name))?;
+    server.change(asker, change(id)).await
+}
+
+/// The vm that a change was about, as it was written.
+async fn changed(server: &Server, written: Answer) -> Result<Json<VmView>, Fault> {
+    let Answer::Vm { id, .. } = written else { return Err(Fault::wrong_answer()) };
+    server.read_point(Freshness::default()).await?;
+    server.written_vm(id).map(Json).ok_or_else(gone)
 }
 
 pub(super) async fn start(
@@ -121,30 +126,25 @@ pub(super) async fn start(
     asker: Asker,
     Path(name): Path<VmName>,
 ) -> Result<Json<VmView>, Fault> {
-    let id = find(&server, &name).await?.id;
-    changed(&server, asker, Change::StartVm(id)).await
+    changed(&server, change(&server, asker, &name, Change::StartVm).await?).await
 }
 
 pub(super) async fn stop(
     State(server): State<Server>,
-    asker: Asker,
     Path(name): Path<VmName>,
-    Body(request): Body<StopVm>,
+    Body(asker, request): Body<StopVm>,
 ) -> Result<Json<VmView>, Fault> {
-    let id = find(&server, &name).await?.id;
     let timeout_ms = request.timeout_ms.unwrap_or(limits::STOP_TIMEOUT_MS_DEFAULT);
-    changed(&server, asker, Change::StopVm { id, timeout_ms }).await
+    changed(&server, change(&server, asker, &name, |id| Change::StopVm { id, timeout_ms }).await?).await
 }
 
 pub(super) async fn restart(
     State(server): State<Server>,
-    asker: Asker,
     Path(name): Path<VmName>,
-    Body(request): Body<StopVm>,
+    Body(asker, request): Body<StopVm>,
 ) -> Result<Json<VmView>, Fault> {
-    let id = find(&server, &name).await?.id;
     let timeout_ms = request.timeout_ms.unwrap_or(limits::STOP_TIMEOUT_MS_DEFAULT);
-    changed(&server, asker, Change::RestartVm { id, timeout_ms }).await
+    changed(&server, change(&server, asker, &name, |id| Change::RestartVm { id, timeout_ms }).await?).await
 }
 
 pub(super) async fn delete(
@@ -152,12 +152,7 @@ pub(super) async fn delete(
     asker: Asker,
     Path(name): Path<VmName>,
 ) -> Result<Json<()>, Fault> {
-    server.read_point(Freshness::default()).await?;
-    if let Some(answer) = server.answered(asker) {
-        return answer.map(|_| Json(()));
-    }
-    let id = find(&server, &name).await?.id;
-    server.change(asker, Change::DeleteVm(id)).await?;
+    change(&server, asker, &name, Change::DeleteVm).await?;
     Ok(Json(()))
 }
 
