@@ -3,7 +3,7 @@
 //! Steps run one after the other and the first that fails ends it. None is ever skipped: what a step needs is installed
 //! first, or the step fails.
 
-use crate::{demo, dist, fuzz, guest, process, setup, tidy, workspace_root};
+use crate::{demo, dist, fuzz, guest, process, schema, setup, tidy, workspace_root};
 use anyhow::{Context, Result, bail};
 use std::process::Command;
 use std::time::Instant;
@@ -44,6 +44,11 @@ const STEPS: &[Step] = &[
         name: "fuzzing",
         run: || fuzz::run(&fuzz::Request { target: None, seconds: fuzz::GATE_SECONDS, input: None }),
         advice: "run `cargo xtask fuzz TARGET --input FILE` with an input that is named above",
+    },
+    Step {
+        name: "schema",
+        run: schema::run,
+        advice: "run `cargo xtask schema`; it shows each request whose answer is not as docs/openapi.json says",
     },
     Step {
         name: "package",

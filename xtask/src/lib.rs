@@ -18,6 +18,7 @@ pub mod fuzz;
 pub mod guest;
 mod interrupt;
 pub mod process;
+pub mod schema;
 pub mod setup;
 pub mod sim;
 pub mod tidy;

@@ -6,7 +6,7 @@
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use xtask::{bench, ci, demo, dist, fuzz, guest, setup, sim, tidy, workspace_root};
+use xtask::{bench, ci, demo, dist, fuzz, guest, schema, setup, sim, tidy, workspace_root};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "The project's own tasks.", disable_help_subcommand = true)]
@@ -66,6 +66,8 @@ enum Task {
     /// Run simulated clusters from a seed, with crashes, torn writes, cut networks and wrong clocks; the same seed gives the
     /// same run.
     Sim(sim::Arguments),
+    /// Hold the answers of the control API against docs/openapi.json, with schemathesis and a cluster of real processes.
+    Schema,
     /// Install the tools that the other tasks need (QEMU and a few more), saying first what will run.
     Setup,
     /// Check everything: format, tidy, clippy, the guest, all tests, fuzzing, the package and the demo. Installs what is missing.
@@ -84,6 +86,7 @@ fn main() -> ExitCode {
         Task::Fuzz { target, seconds, input } => {
             fuzz::run(&fuzz::Request { target: target.as_deref(), seconds, input: input.as_deref() })
         }
+        Task::Schema => schema::run(),
         Task::Sim(arguments) => sim::run(&arguments),
         Task::Setup => setup::install_missing(setup::EVERYTHING),
         Task::Ci => ci::run(),

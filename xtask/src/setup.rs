@@ -7,6 +7,7 @@
 use crate::distribution::{self, Distribution};
 use crate::process;
 use anyhow::{Context, Result};
+use std::process::Command;
 
 /// A program that some task runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +42,8 @@ pub enum Tool {
     Binutils,
     /// `systemd-analyze`: reads the unit of the package.
     SystemdAnalyze,
+    /// `python3`, with what makes an environment of its own for a program: runs schemathesis.
+    Python,
 }
 
 /// What `guest` needs.
@@ -52,6 +55,8 @@ pub const PACKAGE: &[Tool] =
     &[Tool::Gzip, Tool::Dpkg, Tool::Fakeroot, Tool::Shellcheck, Tool::Binutils, Tool::SystemdAnalyze];
 /// What `fuzz` needs.
 pub const FUZZ: &[Tool] = &[Tool::Cxx];
+/// What `schema` needs.
+pub const SCHEMA: &[Tool] = &[Tool::Python];
 /// Everything that any task needs.
 pub const EVERYTHING: &[Tool] = &[
     Tool::Qemu,
@@ -69,6 +74,7 @@ pub const EVERYTHING: &[Tool] = &[
     Tool::Shellcheck,
     Tool::Binutils,
     Tool::SystemdAnalyze,
+    Tool::Python,
 ];
 
 impl Tool {
@@ -90,7 +96,15 @@ impl Tool {
             Self::Shellcheck => "shellcheck",
             Self::Binutils => "objdump",
             Self::SystemdAnalyze => "systemd-analyze",
+            Self::Python => "python3",
         }
+    }
+
+    fn is_there(self) -> bool {
+        process::find(self.program()).is_some()
+            // Debian has the interpreter and this part of its library in two packages.
+            && (self != Self::Python
+                || process::output(Command::new(self.program()).args(["-c", "import ensurepip, venv"])).is_ok())
     }
 
     /// The package that brings the program; none where this distribution's way of working does not call it.
@@ -123,6 +137,9 @@ impl Tool {
             (Self::Shellcheck, Fedora) => "ShellCheck",
             (Self::Shellcheck, _) => "shellcheck",
             (Self::Binutils, _) => "binutils",
+            (Self::Python, Debian | Ubuntu) => "python3-venv",
+            (Self::Python, Fedora | Alpine) => "python3",
+            (Self::Python, Arch) => "python",
             (Self::SystemdAnalyze, Alpine) => return None,
             (Self::SystemdAnalyze, _) => "systemd",
         })
@@ -132,7 +149,7 @@ impl Tool {
 /// Installs those of the tools that are not on this machine. Does nothing, and asks nothing of the distribution, when
 /// all are there.
 pub fn install_missing(tools: &[Tool]) -> Result<()> {
-    let absent: Vec<Tool> = tools.iter().copied().filter(|tool| process::find(tool.program()).is_none()).collect();
+    let absent: Vec<Tool> = tools.iter().copied().filter(|tool| !tool.is_there()).collect();
     if absent.is_empty() {
         return Ok(());
     }

@@ -10,8 +10,15 @@ use std::time::{Duration, Instant};
 
 /// How long the node may take to answer once it is started.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two looks at a node that has no way to tell us: a person would not notice it, and systemd is asked each time.
+const POLL: Duration = Duration::from_millis(200);
+/// How long one answer of the node's public door may take.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Below the ports that the system gives out by itself, and none that a node has by default.
 const BIND: &str = "127.0.0.1:17001";
+
+/// Where the node leaves the key of its first client, who is root.
+const ROOTS_KEY: &str = "/root/.local/state/blixard";
 
 /// Tries the package out where that is possible and harms nobody: on a Debian host that systemd runs and on which Blixard is
 /// not installed. It says loudly why not, elsewhere.
@@ -24,7 +31,7 @@ pub(super) fn try_out(package: &Path) -> Result<()> {
     let tried = install_and_start(package);
     let purged = root(&["apt-get", "purge", "--yes", "blixard"]);
     // The key that the node made for root; there was none before, or this would not have begun.
-    let forgotten = root(&["rm", "-r", "-f", "/root/.local/state/blixard"]);
+    let forgotten = root(&["rm", "-r", "-f", ROOTS_KEY]);
     tried?;
     purged?;
     forgotten?;
@@ -43,8 +50,10 @@ fn obstacle() -> Result<Option<String>> {
     } else if !distribution::can_be_root()? {
         Some("that takes root".to_owned())
     } else {
-        let taken = ["/usr/bin/blixard", "/etc/blixard", "/var/lib/blixard", "/root/.local/state/blixard"];
-        taken.iter().find(|path| Path::new(path).exists()).map(|path| format!("there is {path} already"))
+        let taken = ["/usr/bin/blixard", "/etc/blixard", "/var/lib/blixard", ROOTS_KEY];
+        // Root looks: to others what lies below /root is not there, and it would be removed in the end.
+        let is_there = |path: &&&str| root(&["test", "!", "-e", path]).is_err();
+        taken.iter().find(is_there).map(|path| format!("there is {path} already"))
     })
 }
 
@@ -80,7 +89,7 @@ fn answers() -> Result<()> {
             let _ = root(&["journalctl", "--no-pager", "--unit", "blixard", "--lines", "50"]);
             anyhow::bail!("the service does not answer");
         }
-        std::thread::sleep(Duration::from_millis(200));
+        std::thread::sleep(POLL);
     }
 }
 
@@ -88,7 +97,7 @@ fn is_ready() -> bool {
     use std::io::{Read, Write};
     let ask = || -> std::io::Result<String> {
         let mut door = std::net::TcpStream::connect("127.0.0.1:18001")?;
-        door.set_read_timeout(Some(Duration::from_secs(5)))?;
+        door.set_read_timeout(Some(ANSWER_TIMEOUT))?;
         door.write_all(b"GET /readyz HTTP/1.1\r\nHost: blixard\r\nConnection: close\r\n\r\n")?;
         let mut answer = String::new();
         door.read_to_string(&mut answer)?;
