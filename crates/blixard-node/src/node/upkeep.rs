@@ -15,6 +15,7 @@ use crate::api::join::{self, JoinRefusal, Member};
 use crate::clock;
 use crate::http::Stage;
 use crate::raft::Raft;
+use crate::runtime;
 use crate::transport::{PeerAddress, Registry, Transport};
 
 /// How often a node checks that what the cluster knows of it is right, and that it still hears from a leader.
@@ -137,7 +138,11 @@ pub(super) async fn keep_access(
         let addresses = members.iter().map(|member| &member.address);
         addresses.filter(|address| address.endpoint != own).for_each(|address| transport.learn(address));
         if caught_up && members != kept {
-            enter::keep_members(&data, &members);
+            let (data, keeping) = (data.clone(), members.clone());
+            // It waits for the disk.
+            if let Err(error) = runtime::blocking(move || enter::keep_members(&data, &keeping)).await {
+                tracing::warn!(%error, "the members could not be kept for the next start");
+            }
             kept.clone_from(&members);
         }
         let keys = members.iter().map(|member| member.address.endpoint);
@@ -209,7 +214,9 @@ pub(super) async fn keep_membership(
                 });
                 let fresh = me.registry();
                 if registry.as_ref() != Some(&fresh) {
-                    match fresh.write(data.path()) {
+                    let (data, writing) = (data.clone(), fresh.clone());
+                    let written = runtime::blocking(move || writing.write(data.path())).await;
+                    match written.map_err(anyhow::Error::from).and_then(|written| written) {
                         Ok(()) => registry = Some(fresh),
                         Err(error) => tracing::warn!(error = format!("{error:#}"), "the registry file is out of date"),
                     }
@@ -242,6 +249,7 @@ pub(super) async fn keep_membership(
             }
         }
         let mut applied = me.raft.watch();
+        tokio::time::sleep(GATHER).await;
         let _ = tokio::time::timeout(UPKEEP_EVERY, applied.changed()).await;
     }
 }

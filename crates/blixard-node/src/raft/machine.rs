@@ -220,8 +220,11 @@ impl RaftStateMachine<Group> for Machine {
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Bytes) -> io::Result<()> {
-        let fresh = State::decode(&snapshot)
-            .map_err(|error| io::Error::other(format!("the leader's snapshot cannot be read: {error}")))?;
+        let encoded = snapshot.clone();
+        // A large state takes long enough to be missed meanwhile.
+        let fresh = runtime::blocking(move || State::decode(&encoded)).await?;
+        let fresh =
+            fresh.map_err(|error| io::Error::other(format!("the leader's snapshot cannot be read: {error}")))?;
         self.store(meta, snapshot).await?;
         {
             let mut state = self.state.write().expect("a panic while applying stops the node");

@@ -254,10 +254,14 @@ impl Raft {
         let mut hint = None;
         let mut reason = String::from("this node hears from no leader that a majority of the voters follows");
         loop {
-            if let Some(stopped) = self.view().stopped {
-                return Err(ConsensusError::Stopped { reason: stopped });
-            }
-            let leader = hint.take().or_else(|| self.leading(&self.raft.metrics().borrow_watched()));
+            let leader = {
+                let metrics = self.raft.metrics();
+                let metrics = metrics.borrow_watched();
+                if let Some(reason) = self.stopped(&metrics) {
+                    return Err(ConsensusError::Stopped { reason });
+                }
+                hint.take().or_else(|| self.leading(&metrics))
+            };
             if let Some(leader) = leader {
                 let attempt = async {
                     if leader == self.node.0 {
@@ -406,6 +410,15 @@ impl Raft {
         (answering > voters / 2).then_some(leader)
     }
 
+    /// Why Raft has stopped, if it has.
+    fn stopped(&self, metrics: &openraft::RaftMetrics<Group>) -> Option<String> {
+        match &metrics.running_state {
+            Err(error) => Some(error.to_string()),
+            Ok(()) if self.runs.has_changed().is_err() => Some("its task has ended, as the log above says".into()),
+            Ok(()) => None,
+        }
+    }
+
     /// What this node knows of the group now.
     pub(crate) fn view(&self) -> GroupView {
         let metrics = self.raft.metrics();
@@ -431,11 +444,7 @@ impl Raft {
             committed: index(metrics.local_committed),
             applied: index(metrics.last_applied),
             snapshot: index(metrics.snapshot),
-            stopped: match &metrics.running_state {
-                Err(error) => Some(error.to_string()),
-                Ok(()) if self.runs.has_changed().is_err() => Some("its task has ended, as the log above says".into()),
-                Ok(()) => None,
-            },
+            stopped: self.stopped(&metrics),
         }
     }
 

@@ -101,16 +101,23 @@ fn speaks(unanswered: Duration, election_max: Duration) -> bool {
 
 /// Lets this node stand for election only when its leader's silence is out of the ordinary, and speak as the leader only while
 /// that serves anybody, until Raft stops.
+///
+/// openraft's clock ticks several times a heartbeat, for elections and for a leader's own heartbeats. Where there is no reason for
+/// either it stands still: nothing else takes as much of a node's time at rest.
 pub(super) async fn keep_patience(raft: OpenRaft, heard: Heard, election_max: Duration) {
+    let mut group = raft.server_metrics();
     // The term in which this node leads, and when that was first seen.
     let mut office: Option<(u64, Instant)> = None;
-    while raft.is_initialized().await.is_ok() {
+    loop {
+        group.borrow_and_update();
         let patience = heard.rhythm().patience(Instant::now());
         raft.runtime_config().elect(patience.is_none());
-        let unanswered = {
+        let (follows, unanswered) = {
+            let group = group.borrow_watched();
+            let follows = matches!(group.state, ServerState::Follower | ServerState::Learner);
             let metrics = raft.metrics();
             let metrics = metrics.borrow_watched();
-            let leads = metrics.state == ServerState::Leader;
+            let leads = group.state == ServerState::Leader;
             office = leads.then(|| match office {
                 Some((term, since)) if term == metrics.current_term => (term, since),
                 _ => (metrics.current_term, Instant::now()),
@@ -118,10 +125,15 @@ pub(super) async fn keep_patience(raft: OpenRaft, heard: Heard, election_max: Du
             let votes_alone = metrics.membership_config.membership().voter_ids().count() == 1;
             let answered = metrics.last_quorum_acked.as_ref().map(|time| time.elapsed());
             let unanswered = office.map(|(_, since)| answered.unwrap_or_else(|| since.elapsed()));
-            unanswered.filter(|_| !votes_alone).unwrap_or_default()
+            (follows, unanswered.filter(|_| !votes_alone).unwrap_or_default())
         };
         raft.runtime_config().heartbeat(speaks(unanswered, election_max));
-        runtime::sleep(patience.unwrap_or(LOOK_EVERY).clamp(LOOK_EVERY, LOOK_LATEST)).await;
+        raft.runtime_config().tick(!follows || patience.is_none());
+        let wait = patience.unwrap_or(LOOK_EVERY).clamp(LOOK_EVERY, LOOK_LATEST);
+        // A node that takes office without an election of its own, because its leader hands over, is to be heard at once.
+        if let Ok(Err(_)) = runtime::timeout(wait, group.changed()).await {
+            return;
+        }
     }
 }
 

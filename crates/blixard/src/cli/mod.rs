@@ -187,7 +187,10 @@ fn ask(words: &str, verb: impl Future<Output = anyhow::Result<()>>) -> anyhow::R
 }
 
 fn block_on(verb: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Runtime::new().context("start the async runtime")?;
+    // One thread for all that is quick: handing each other work costs threads more than the work itself. What waits for a disk, or
+    // computes for long, has threads of its own.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime = runtime.context("start the async runtime")?;
     let result = runtime.block_on(verb);
     // A thread may be waiting for a key press that never comes.
     runtime.shutdown_background();
