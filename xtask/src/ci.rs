@@ -3,7 +3,7 @@
 //! Steps run one after the other and the first that fails ends it. None is ever skipped: what a step needs is installed
 //! first, or the step fails.
 
-use crate::{demo, dist, fuzz, guest, process, schema, setup, tidy, workspace_root};
+use crate::{demo, dist, fuzz, guest, process, schema, setup, sim, tidy, workspace_root};
 use anyhow::{Context, Result, bail};
 use std::process::Command;
 use std::time::Instant;
@@ -31,6 +31,14 @@ const STEPS: &[Step] = &[
         advice: "run `cargo clippy --workspace --all-targets` and mend what it says",
     },
     Step {
+        name: "clippy of the simulator",
+        run: || {
+            let feature = ["--features", "simulation", "--lib", "--test", "simulation"];
+            cargo(&[&["clippy", "-p", "blixard-node", "--locked"], &feature[..], &["--", "-D", "warnings"]].concat())
+        },
+        advice: "run `cargo clippy -p blixard-node --features simulation --lib --test simulation`",
+    },
+    Step {
         name: "guest",
         run: || guest::run(false, true),
         advice: "run `cargo xtask guest --refresh --check`; it shows the guest's console",
@@ -55,6 +63,11 @@ const STEPS: &[Step] = &[
         // A release takes minutes to build and differs in nothing that is looked at here.
         run: || dist::run(true),
         advice: "run `cargo xtask dist --dev`; it says what each check found",
+    },
+    Step {
+        name: "simulator",
+        run: || sim::run(&sim::Arguments::check()),
+        advice: "run `cargo xtask sim --seed S` with the seed that is named; `BLIXARD_SIM_TRACE=info` shows what happens",
     },
     Step { name: "demo", run: || demo::run(false), advice: "run `cargo xtask demo`; the logs above say more" },
 ];
