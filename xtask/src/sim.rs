@@ -3,7 +3,6 @@
 use crate::{process, workspace_root};
 use anyhow::{Context, Result};
 use clap::Args;
-use std::process::Command;
 
 /// What the simulator spends its time in, and how far it is optimised. The rest of a build stays as it is, so that it is shared
 /// with all other builds. More for the node's own crate would take longer to compile than it saves.
@@ -48,7 +47,7 @@ impl Arguments {
 /// # Errors
 /// When it cannot be built, a promise was broken, or a planted bug was not found.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let mut cargo = Command::new("cargo");
+    let mut cargo = process::cargo();
     cargo.current_dir(workspace_root());
     cargo.args([
         "test",

@@ -5,8 +5,11 @@ use std::sync::Arc;
 
 use blixard_core::NodeId;
 use openraft::async_runtime::WatchReceiver;
+use openraft::{Instant as _, RaftMetrics, ServerState};
 use serde::{Deserialize, Serialize};
 
+use super::Raft;
+use super::group::{Group, LogId};
 use super::machine::OpenRaft;
 use crate::metrics::Metrics;
 use crate::runtime::{self, watch};
@@ -88,6 +91,66 @@ impl GroupView {
             Some(Role::Voter)
         } else {
             self.learners.contains(&node).then_some(Role::Learner)
+        }
+    }
+}
+
+impl Raft {
+    /// The leader, as far as this node is in contact with it; this node itself only while a majority answers it. Raft goes on
+    /// naming one that is cut off, and one that is cut off goes on calling itself leader, until there is another.
+    pub(super) fn leading(&self, metrics: &RaftMetrics<Group>) -> Option<u64> {
+        let leader = metrics.current_leader?;
+        if leader != self.node.0 {
+            return self.heard.is_within(self.silence_max).then_some(leader);
+        }
+        let answers = |voter: u64| {
+            let time = metrics.heartbeat.as_ref().and_then(|times| times.get(&voter));
+            // One that has not answered yet counts: this node has just been elected.
+            voter == self.node.0 || !matches!(time, Some(Some(time)) if time.elapsed() > self.silence_max)
+        };
+        let (mut voters, mut answering) = (0, 0);
+        for voter in metrics.membership_config.membership().voter_ids() {
+            voters += 1;
+            answering += usize::from(answers(voter));
+        }
+        (answering > voters / 2).then_some(leader)
+    }
+
+    /// Why Raft has stopped, if it has.
+    pub(super) fn stopped(&self, metrics: &RaftMetrics<Group>) -> Option<String> {
+        match &metrics.running_state {
+            Err(error) => Some(error.to_string()),
+            Ok(()) if self.runs.has_changed().is_err() => Some("its task has ended, as the log above says".into()),
+            Ok(()) => None,
+        }
+    }
+
+    /// What this node knows of the group now.
+    pub(crate) fn view(&self) -> GroupView {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let membership = metrics.membership_config.membership();
+        let index = |id: Option<LogId>| id.map_or(0, |id| id.index);
+        let leads = metrics.state == ServerState::Leader;
+        let mut silent_ms = BTreeMap::new();
+        for (node, time) in metrics.heartbeat.iter().flatten().filter(|(node, _)| leads && **node != self.node.0) {
+            let ago = time.as_ref().map(|time| time.elapsed());
+            silent_ms.insert(NodeId(*node), ago.map(|ago| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)));
+        }
+        let matched = metrics.replication.iter().flatten().filter(|_| leads);
+        GroupView {
+            node: self.node,
+            leader: self.leading(&metrics).map(NodeId),
+            term: metrics.current_term,
+            voters: membership.voter_ids().map(NodeId).collect(),
+            learners: membership.learner_ids().map(NodeId).collect(),
+            silent_ms,
+            matched: matched.filter_map(|(node, id)| Some((NodeId(*node), id.as_ref()?.index))).collect(),
+            last_log: metrics.last_log_index.unwrap_or(0),
+            committed: index(metrics.local_committed),
+            applied: index(metrics.last_applied),
+            snapshot: index(metrics.snapshot),
+            stopped: self.stopped(&metrics),
         }
     }
 }
