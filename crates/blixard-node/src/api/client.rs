@@ -147,20 +147,21 @@ impl Client {
         self.transport.close().await;
     }
 
-    async fn connection(&self) -> anyhow::Result<Connection> {
+    /// The first of the nodes that can be connected to.
+    async fn reach(&self) -> Result<(&PeerAddress, Connection), ClientError> {
         let mut last = anyhow!("no node is named");
         for peer in &self.peers {
             match self.transport.connect(peer.endpoint, Protocol::Api).await {
-                Ok(connection) => return Ok(connection),
+                Ok(connection) => return Ok((peer, connection)),
                 Err(error) => last = error.into(),
             }
         }
-        Err(last)
+        Err(unreachable(last))
     }
 
     /// Sends a request once, and gives the answer as it is.
     pub(super) async fn pass(&self, request: Request<Body>) -> Result<Response<Incoming>, ClientError> {
-        let connection = self.connection().await.map_err(unreachable)?;
+        let (_, connection) = self.reach().await?;
         wire::send(&connection, request).await.map_err(|error| match transport::refusal(&connection) {
             Some(reason) => ClientError::Refused(reason, self.transport.id()),
             None => ClientError::Lost(error),
@@ -264,7 +265,10 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn leave(&self, force: bool) -> Result<NodeId, ClientError> {
-        self.call(Method::POST, "/v1/cluster/leave", Some(&RemoveNode { force })).await
+        // Whichever node is asked is the one that leaves: when it is lost, no other may be asked in its place.
+        let (peer, _) = self.reach().await?;
+        let asked = Self { peers: vec![peer.clone()], ..self.clone() };
+        asked.call(Method::POST, "/v1/cluster/leave", Some(&RemoveNode { force })).await
     }
 
     /// Removes a node from the cluster.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use blixard_core::{Actor, Change, ClusterId, Command, Node as NodeRecord, Rejection};
+use blixard_core::{Actor, Change, ClusterId, Command, Node as NodeRecord, Rejection, State};
 use blixard_hypervisor::{Driver, VmState};
 use tokio::sync::watch;
 
@@ -73,12 +73,18 @@ impl Me {
         }
     }
 
+    /// What a state knows of this node. A replica that is catching up may show an earlier node of the same number, and that one's
+    /// removal.
+    fn known_to<'a>(&self, state: &'a State) -> Option<&'a NodeRecord> {
+        state.nodes.get(&self.record.id).filter(|known| known.endpoint == self.record.endpoint)
+    }
+
     /// Waits until this node's own replica shows it as a member.
     pub(super) async fn is_member(&self) {
         let mut applied = self.raft.watch();
         loop {
             applied.borrow_and_update();
-            if self.raft.read(|state| state.nodes.contains_key(&self.record.id)) {
+            if self.raft.read(|state| self.known_to(state).is_some()) {
                 return;
             }
             if applied.changed().await.is_err() {
@@ -188,7 +194,7 @@ pub(super) async fn keep_membership(
             end.send_replace(Some(Ended::Failed(format!("consensus has stopped: {reason}"))));
             return;
         }
-        let known = me.raft.read(|state| state.nodes.get(&id).cloned());
+        let known = me.raft.read(|state| me.known_to(state).cloned());
         match known {
             Some(known) => {
                 was_member = true;
@@ -309,21 +315,16 @@ mod tests {
     use std::collections::BTreeMap;
     use std::sync::atomic::Ordering;
 
-    use blixard_core::{Capacity, NodeId, Resources, UnixMs};
+    use blixard_core::{Capacity, EndpointId, NodeId, Resources, UnixMs};
     use blixard_hypervisor::FakeDriver;
 
     use super::*;
     use crate::raft::{ConsensusError, testing};
 
-    #[tokio::test]
-    async fn a_node_whose_consensus_panicked_ends_and_says_so() {
-        let dir = tempfile::tempdir().unwrap();
-        let transport = testing::transport().await;
-        let (raft, is_over) = testing::that_will_panic(&dir.path().join("raft"), &transport).await;
-        let (id, cluster) = (testing::NODE, ClusterId([1; 32]));
-        let record = NodeRecord {
+    fn record(id: NodeId, endpoint: EndpointId) -> NodeRecord {
+        NodeRecord {
             id,
-            endpoint: transport.id(),
+            endpoint,
             addresses: vec![],
             relay_url: None,
             capacity: Capacity {
@@ -336,7 +337,30 @@ mod tests {
             shares_images: true,
             version: String::new(),
             joined_at: UnixMs(0),
-        };
+        }
+    }
+
+    #[tokio::test]
+    async fn an_earlier_node_of_the_same_number_is_another_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let transport = testing::transport().await;
+        let (raft, _) = testing::that_will_panic(&dir.path().join("raft"), &transport).await;
+        let me = Me { record: record(NodeId(4), transport.id()), cluster: ClusterId([1; 32]), transport, raft };
+        let mut state = State::default();
+        // As a replica shows it that has only come as far as the time of the earlier one.
+        state.nodes.insert(NodeId(4), record(NodeId(4), EndpointId([9; 32])));
+        assert_eq!(me.known_to(&state), None);
+        state.nodes.insert(NodeId(4), me.record.clone());
+        assert_eq!(me.known_to(&state), Some(&me.record));
+    }
+
+    #[tokio::test]
+    async fn a_node_whose_consensus_panicked_ends_and_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let transport = testing::transport().await;
+        let (raft, is_over) = testing::that_will_panic(&dir.path().join("raft"), &transport).await;
+        let (id, cluster) = (testing::NODE, ClusterId([1; 32]));
+        let record = record(id, transport.id());
         let me = Me { record, cluster, transport: transport.clone(), raft: raft.clone() };
         let data = Arc::new(DataDir::open(&dir.path().join("data")).unwrap());
         let driver: Arc<dyn Driver> = Arc::new(FakeDriver::new(&dir.path().join("vms")).unwrap());

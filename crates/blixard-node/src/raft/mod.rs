@@ -254,13 +254,21 @@ impl Raft {
         let mut hint = None;
         let mut reason = String::from("this node hears from no leader that a majority of the voters follows");
         loop {
-            let leader = {
+            let seen = {
                 let metrics = self.raft.metrics();
                 let metrics = metrics.borrow_watched();
-                if let Some(reason) = self.stopped(&metrics) {
-                    return Err(ConsensusError::Stopped { reason });
+                match self.stopped(&metrics) {
+                    Some(reason) => Err(ConsensusError::Stopped { reason }),
+                    None => Ok(hint.take().or_else(|| self.leading(&metrics))),
                 }
-                hint.take().or_else(|| self.leading(&metrics))
+            };
+            let leader = match seen {
+                Ok(leader) => leader,
+                Err(stopped) => {
+                    // Not at once: whoever asks again and again would leave no time for what ends the node.
+                    runtime::sleep(RETRY_WAIT).await;
+                    return Err(stopped);
+                }
             };
             if let Some(leader) = leader {
                 let attempt = async {

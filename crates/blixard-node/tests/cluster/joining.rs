@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use blixard_core::{ClusterId, NodeId, Rejection, TokenId};
 use blixard_hypervisor::{Driver, VmState};
-use blixard_node::api::{ClientError, CreateToken, NodeState, bootstrap};
+use blixard_node::api::{Client, ClientError, CreateToken, NodeState, bootstrap};
 use blixard_node::transport::{PeerAddress, Protocol, Registry, SecretKey, Ticket, TicketSecret, Transport, refusal};
 use blixard_node::{Ended, JoinRefusal, Node, StartError};
 
@@ -368,4 +368,36 @@ async fn a_caller_in_a_hurry_is_connected_when_it_comes_again() {
     .await;
     stranger.close().await;
     node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_other_node_leaves_in_place_of_one_that_was_lost() {
+    let bench = Bench::new();
+    let (_, nodes, client) = bench.three().await;
+    let node = &nodes[2];
+    let key = bench.user("user").client_key().unwrap();
+    // A node that is asked to leave, and gone before it has done so.
+    let lost = endpoint(SecretKey::generate(), node).await;
+    lost.access().set_clients([(key.id(), blixard_core::ClientRole::Admin)]);
+    let (asked, was_asked) = tokio::sync::watch::channel(false);
+    let hear = blixard_node::transport::handler(move |connection| {
+        let asked = asked.clone();
+        async move {
+            let _ = connection.accept_bi().await;
+            asked.send_replace(true);
+            connection.closed().await;
+        }
+    });
+    lost.serve(vec![(Protocol::Api, hear)]);
+    let either = Client::open(key, vec![lost.address(), address(node)]).await.unwrap();
+    let leaving = tokio::spawn(async move { either.leave(true).await });
+    let heard = async { was_asked.clone().wait_for(|asked| *asked).await.map(drop) };
+    tokio::time::timeout(PATIENCE, heard).await.unwrap().unwrap();
+    lost.close().await;
+    let answer = tokio::time::timeout(PATIENCE, leaving).await.unwrap().unwrap();
+    assert!(answer.is_err(), "{answer:?} left");
+    assert_eq!(client.cluster(false).await.unwrap().nodes.len(), 3);
+    for node in nodes {
+        node.shutdown().await;
+    }
 }
