@@ -285,9 +285,11 @@ pub(super) async fn end_guests(driver: &Arc<dyn Driver>) {
 }
 
 /// A removed node goes on until the others have taken it out of the group, so that its vote is not missed.
-async fn farewell(me: &Me, membership: &Membership, data: &DataDir) {
+async fn farewell(me: &Me, membership: &Membership, data: &Arc<DataDir>) {
     tracing::warn!("the cluster has removed this node");
-    if let Err(error) = data.set_membership(&Membership { removed: true, ..membership.clone() }) {
+    let (keeping, removed) = (data.clone(), Membership { removed: true, ..membership.clone() });
+    let noted = runtime::blocking(move || keeping.set_membership(&removed)).await;
+    if let Err(error) = noted.map_err(anyhow::Error::from).and_then(|noted| noted) {
         tracing::warn!(error = format!("{error:#}"), "the removal could not be noted in the data directory");
     }
     let taken_out = async {

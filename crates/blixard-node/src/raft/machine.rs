@@ -237,8 +237,10 @@ impl RaftStateMachine<Group> for Machine {
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
-        let found =
-            read_snapshot(&self.db).map_err(|error| storage_error(&self.path, "read a snapshot from", error))?;
+        let (db, path) = (self.db.clone(), self.path.clone());
+        let read = move || read_snapshot(&db).map_err(|error| storage_error(&path, "read a snapshot from", error));
+        // It waits for the disk, and for a snapshot that is being written.
+        let found = runtime::blocking(read).await??;
         Ok(found.map(|(meta, snapshot)| Snapshot { meta, snapshot }))
     }
 }
