@@ -165,15 +165,21 @@ fn fuzz_one(program: &Path, target: &str, request: &Request<'_>) -> Result<Strin
         let line = said.lines().find_map(|line| line.strip_prefix("stat::")?.strip_prefix(name));
         line.map_or("?", |line| line.trim_start_matches(':').trim())
     };
-    Ok(match request.input {
-        Some(input) => format!("{target}: {} breaks nothing", input.display()),
-        None => format!(
-            "{target}: {} inputs, {} a second, {} MiB at most",
-            stat("number_of_executed_units"),
-            stat("average_exec_per_sec"),
-            stat("peak_rss_mb")
-        ),
-    })
+    if let Some(input) = request.input {
+        return Ok(format!("{target}: {} breaks nothing", input.display()));
+    }
+    let tried = stat("number_of_executed_units");
+    let seeds = fs::read_dir(corpus().join(target)).context("count the corpus")?.count();
+    // A run that only looked at its corpus, or at nothing, has found nothing out.
+    ensure!(
+        tried.parse().is_ok_and(|tried: usize| tried > seeds),
+        "target {target} tried {tried} inputs, with {seeds} to begin with"
+    );
+    Ok(format!(
+        "{target}: {tried} inputs, {} a second, {} MiB at most",
+        stat("average_exec_per_sec"),
+        stat("peak_rss_mb")
+    ))
 }
 
 /// The inputs that a run has kept, with their bytes: whoever reads this may not have the machine that it ran on.

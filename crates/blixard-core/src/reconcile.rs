@@ -106,19 +106,16 @@ pub enum Order {
 }
 
 /// An image on this host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LocalImage {
     /// All of it is here and verified.
     Complete,
-    /// It is on its way, or in the queue.
+    /// It is on its way, or in the queue, which tries it again until it is here.
     Fetching {
         /// Whether a vm waits for it.
         urgent: bool,
-    },
-    /// It could not be fetched.
-    Failed {
-        /// When it may be tried again.
-        retry_at: UnixMs,
+        /// Why the last attempt failed, for people, until something has come since.
+        failure: Option<String>,
     },
     /// A user is importing it here; this lasts until this node's replica has applied the image's [`Change::AddImage`].
     Importing,

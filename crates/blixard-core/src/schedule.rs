@@ -96,16 +96,29 @@ impl State {
                 self.choose(older, &mut loads, reachable);
             }
         }
-        let ranking = self.ranking(vm, &loads, reachable);
-        let verdict = |id: &NodeId| {
-            if vm.placement.is_some_and(|placement| placement.node == *id) {
-                return Verdict::Placed;
-            }
-            match ranking.fits.iter().zip(1_u32..).find(|((_, node, _), _)| node == id) {
-                Some(((_, _, fit), 1)) if vm.placement.is_none() => Verdict::Chosen(*fit),
-                Some(((_, _, fit), rank)) => Verdict::Fits { rank, fit: *fit },
-                None => Verdict::Refused(ranking.refused.get(id).cloned().unwrap_or(RefusalReason::NotReachable)),
-            }
+        self.verdicts(vm, &loads, reachable)
+    }
+
+    /// Tells of each vm that waits what [`explain`](Self::explain) would say of it, the oldest first, at the cost of one
+    /// [`schedule`](Self::schedule): many may wait.
+    pub fn explain_waiting(&self, reachable: &BTreeSet<NodeId>, mut tell: impl FnMut(&Vm, Vec<NodeVerdict>)) {
+        let mut loads = self.loads(None);
+        for vm in self.waiting() {
+            tell(vm, self.verdicts(vm, &loads, reachable));
+            self.choose(vm, &mut loads, reachable);
+        }
+    }
+
+    /// What the scheduler thinks of every node that carries these loads, in the order of the nodes' ids.
+    fn verdicts(&self, vm: &Vm, loads: &Loads<'_>, reachable: &BTreeSet<NodeId>) -> Vec<NodeVerdict> {
+        let Ranking { fits, mut refused } = self.ranking(vm, loads, reachable);
+        let ranks = fits.into_iter().zip(1_u32..).map(|((_, node, fit), rank)| (node, (rank, fit)));
+        let ranks: BTreeMap<NodeId, (u32, Fit)> = ranks.collect();
+        let mut verdict = |id: &NodeId| match ranks.get(id) {
+            _ if vm.placement.is_some_and(|placement| placement.node == *id) => Verdict::Placed,
+            Some((1, fit)) if vm.placement.is_none() => Verdict::Chosen(*fit),
+            Some((rank, fit)) => Verdict::Fits { rank: *rank, fit: *fit },
+            None => Verdict::Refused(refused.remove(id).unwrap_or(RefusalReason::NotReachable)),
         };
         self.nodes.keys().map(|id| NodeVerdict { node: *id, verdict: verdict(id) }).collect()
     }

@@ -97,14 +97,21 @@ fn a_missing_image_is_fetched_at_once_and_its_failure_is_said() {
     };
     let fetch = Action::FetchImage { image, urgent: true };
     assert_eq!(orders(&with(None)), vec![&fetch]);
-    assert_eq!(orders(&with(Some(LocalImage::Fetching { urgent: false }))), vec![&fetch], "it becomes urgent");
-    assert!(orders(&with(Some(LocalImage::Fetching { urgent: true }))).is_empty());
-    let failed = with(Some(LocalImage::Failed { retry_at: UnixMs(NOW + 1) }));
-    assert!(orders(&failed).is_empty());
-    assert_eq!(failed.look_again_at, Some(UnixMs(NOW + 1)));
-    let reason = "image image-0 could not be fetched".to_owned();
+    let fetching = |urgent, failure: Option<&str>| {
+        with(Some(LocalImage::Fetching { urgent, failure: failure.map(str::to_owned) }))
+    };
+    assert_eq!(orders(&fetching(false, None)), vec![&fetch], "it becomes urgent");
+    assert_eq!(orders(&fetching(false, Some("no"))), vec![&fetch], "however it goes");
+    assert_eq!(fetching(true, None).look_again_at, None);
+    assert_eq!(phase(&fetching(true, None)), Some(&Phase::Preparing));
+    let failed = fetching(true, Some("node 1 is gone"));
+    assert!(orders(&failed).is_empty(), "the queue tries again by itself");
+    assert_eq!(failed.look_again_at, Some(UnixMs(NOW + 1000)));
+    let reason = "image image-0 could not be fetched: node 1 is gone".to_owned();
     assert_eq!(phase(&failed), Some(&Phase::Failed { reason, retrying: true }));
-    assert_eq!(orders(&with(Some(LocalImage::Failed { retry_at: UnixMs(NOW) }))), vec![&fetch]);
+    let long = "\u{e9}".repeat(100_000);
+    let Some(Phase::Failed { reason, .. }) = phase(&fetching(true, Some(&long))).cloned() else { panic!("no report") };
+    assert!(reason.len() <= 1024, "{} bytes", reason.len());
 }
 
 #[test]
@@ -190,6 +197,10 @@ fn a_clock_that_is_set_ends_no_wait_and_prolongs_none() {
         assert_eq!(see(&mut ages, &state, &stopping, (NOW + DAY_MS, 400)), (vec![], Some(30_000)));
         assert_eq!(see(&mut ages, &state, &stopping, (set(10_000), 10_400)), (vec![], Some(20_000)));
         assert_eq!(see(&mut ages, &state, &stopping, (set(30_000), 30_400)).0, vec![Action::Kill { vm: id }]);
+        // An end that fails is not waited for as long again.
+        let killing = LocalVmState::Busy { what: Order::Kill };
+        assert_eq!(see(&mut ages, &state, &killing, (set(30_100), 30_500)), (vec![], None));
+        assert_eq!(see(&mut ages, &state, &stopping, (set(31_000), 31_400)).0, vec![Action::Kill { vm: id }]);
     }
 }
 
@@ -305,9 +316,12 @@ fn images_are_reported_wanted_and_dropped() {
     assert_eq!(see(&state, 2, None), vec![]);
     state.apply(&told(1, Change::WantCopy { image: id, node: NodeId(2) })).unwrap();
     assert_eq!(see(&state, 2, None), vec![Action::FetchImage { image: id, urgent: false }]);
-    assert_eq!(see(&state, 2, Some(LocalImage::Fetching { urgent: false })), vec![]);
+    assert_eq!(see(&state, 2, Some(LocalImage::Fetching { urgent: false, failure: None })), vec![]);
     state.apply(&asked(6_000, Change::DeleteImage(id))).unwrap();
-    assert_eq!(see(&state, 2, Some(LocalImage::Fetching { urgent: false })), vec![Action::DropImage { image: id }]);
+    assert_eq!(
+        see(&state, 2, Some(LocalImage::Fetching { urgent: false, failure: None })),
+        vec![Action::DropImage { image: id }]
+    );
     assert_eq!(see(&state, 1, Some(LocalImage::Importing)), vec![], "its command is on the way");
     state.apply(&told(1, Change::AddImage(image(0, 0, [NodeId(1)].into())))).unwrap();
     assert_eq!(see(&state, 1, Some(LocalImage::Complete)), vec![]);

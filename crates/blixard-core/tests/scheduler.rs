@@ -83,6 +83,15 @@ proptest! {
                 prop_assert!(verdicts.iter().all(|v| matches!(v.verdict, Verdict::Refused(_))));
             }
         }
+        let (mut told_of, mut in_turn) = (BTreeSet::new(), Vec::new());
+        state.explain_waiting(&reachable, |vm, verdicts| {
+            told_of.insert(vm.id);
+            in_turn.push((verdicts, state.explain(vm, &reachable)));
+        });
+        prop_assert_eq!(told_of, waiting.iter().copied().collect());
+        for (told, alone) in in_turn {
+            prop_assert_eq!(told, alone);
+        }
         let mut after = state.clone();
         for (id, node, epoch) in &decisions {
             prop_assert!(could_carry(&after, &reachable, &after.vms[id], *node));

@@ -101,6 +101,7 @@ pub(crate) fn exit_of(error: &anyhow::Error) -> Exit {
                 ClientError::Lost(_) => Exit::NoLeader,
                 ClientError::Unreadable(_) => Exit::Failure,
                 ClientError::Refused(..) => Exit::Refused,
+                ClientError::Ambiguous(_) => Exit::Usage,
                 ClientError::Fault(fault) => match fault.kind {
                     FaultKind::BadRequest | FaultKind::Conflict => Exit::Conflict,
                     FaultKind::Forbidden => Exit::Refused,
@@ -131,6 +132,9 @@ pub(crate) fn next_step_of(error: &anyhow::Error) -> Option<String> {
                 }
                 ClientError::Lost(_) => Some("look whether it had its effect before you ask again".to_owned()),
                 ClientError::Unreadable(_) => Some("run the same version of Blixard as the node does".to_owned()),
+                ClientError::Ambiguous(_) => {
+                    Some("name the node with --addr HOST:PORT, or run this on its host".to_owned())
+                }
                 ClientError::Refused(..) => {
                     let place = UserState::locate().map_or_else(
                         |_| "your state folder".to_owned(),

@@ -39,6 +39,10 @@ impl Ages {
                 Some(_) => since_last_look,
                 None => 0,
             };
+            if matches!(vm.state, LocalVmState::Busy { .. }) {
+                // What is being done may fail, and the vm then is as it was all the time.
+                continue;
+            }
             let age = self.vms.entry(*id).or_insert_with(|| Age { was: vm.clone(), first_seen_ms: steady_ms });
             let at_first = LocalVm { for_ms: age.was.for_ms, ..vm.clone() };
             if at_first == age.was {

@@ -43,7 +43,7 @@ pub(super) fn reconcile(me: NodeId, state: &State, local: &LocalView, now: UnixM
                 // The host knows of a later placement than the replica does: the replica has yet to catch up.
             }
             (Some((vm, at)), found) if !vm.desired.deleting && found.is_none_or(|found| belongs(found, at)) => {
-                let image = local.images.get(&vm.spec.image).copied();
+                let image = local.images.get(&vm.spec.image);
                 let mut desk = Desk { me, vm, at, image, now, plan, needs: &mut needs };
                 match vm.desired.power {
                     Power::On => desk.on(found),
@@ -81,7 +81,7 @@ struct Desk<'a> {
     me: NodeId,
     vm: &'a Vm,
     at: Placement,
-    image: Option<LocalImage>,
+    image: Option<&'a LocalImage>,
     now: UnixMs,
     plan: &'a mut Plan,
     needs: &'a mut Needs,
@@ -170,11 +170,11 @@ impl Desk<'_> {
             Some(LocalImage::Complete) => {
                 self.plan.push(Action::Launch { vm: self.vm.id, epoch: self.at.epoch, run, restarts });
             }
-            Some(LocalImage::Failed { .. }) => {
-                let reason = format!("image {} could not be fetched", self.vm.spec.image_name);
+            Some(LocalImage::Fetching { failure: Some(reason), .. }) => {
+                let reason = cut(&format!("image {} could not be fetched: {reason}", self.vm.spec.image_name));
                 self.report(run, restarts, Phase::Failed { reason, retrying: true }, None);
             }
-            Some(LocalImage::Fetching { .. } | LocalImage::Importing) | None => {
+            Some(LocalImage::Fetching { failure: None, .. } | LocalImage::Importing) | None => {
                 self.report(run, restarts, Phase::Preparing, None);
             }
         }

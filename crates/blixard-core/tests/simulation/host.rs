@@ -133,10 +133,15 @@ impl Host {
         }
         let due: Vec<ImageId> = self.fetches.iter().filter(|(_, at)| **at <= now).map(|(id, _)| *id).collect();
         for id in due {
-            self.fetches.remove(&id);
             self.is_stirred = true;
-            let failed = LocalImage::Failed { retry_at: UnixMs(now + 90_000) };
-            self.images.insert(id, if faults && dice.one_in(4) { failed } else { LocalImage::Complete });
+            if faults && dice.one_in(4) {
+                self.fetches.insert(id, now + 90_000);
+                let Some(LocalImage::Fetching { failure, .. }) = self.images.get_mut(&id) else { continue };
+                *failure = Some("a fault".to_owned());
+                continue;
+            }
+            self.fetches.remove(&id);
+            self.images.insert(id, LocalImage::Complete);
         }
     }
 
@@ -222,12 +227,13 @@ impl Host {
         let done_at = now + dice.up_to(400) + 1;
         match action {
             Action::FetchImage { image, urgent } => {
-                let is_better =
-                    matches!(self.images.get(&image), Some(LocalImage::Fetching { urgent: false })) && urgent;
-                let is_idle = matches!(self.images.get(&image), None | Some(LocalImage::Failed { .. }));
-                assert!(is_better || is_idle, "a fetch of {:?}", self.images.get(&image));
-                self.images.insert(image, LocalImage::Fetching { urgent });
-                self.fetches.entry(image).or_insert(done_at);
+                let known = self.images.get(&image);
+                let is_better = matches!(known, Some(LocalImage::Fetching { urgent: false, .. })) && urgent;
+                assert!(is_better || known.is_none(), "a fetch of {known:?}");
+                self.images.insert(image, LocalImage::Fetching { urgent, failure: None });
+                // It is tried again at once when it becomes urgent.
+                let due = self.fetches.entry(image).or_insert(done_at);
+                *due = done_at.min(*due);
             }
             Action::DropImage { image } => {
                 assert!(!self.replica.images.contains_key(&image));

@@ -6,7 +6,7 @@ use blixard_hypervisor::{ExitReason, ObservedVm, VmState};
 
 use super::Agent;
 use crate::clock;
-use crate::transfers::{Priority, TransferState};
+use crate::transfers::Priority;
 
 /// A guest that reboots sooner than this after its start, in milliseconds, likely panicked, and the restart policy slows it
 /// down; one that reboots later did so on purpose and is started again at once.
@@ -117,13 +117,8 @@ impl Agent {
             let found = match self.inner.transfers.status(image) {
                 Some(status) => {
                     self.refresh_sources(image, status.priority);
-                    Some(match status.state {
-                        TransferState::Queued | TransferState::Running => {
-                            LocalImage::Fetching { urgent: status.priority == Priority::VmWaiting }
-                        }
-                        // The queue tries again by itself; what is left to the plan is to say so.
-                        TransferState::Failed { .. } => LocalImage::Failed { retry_at: clock::now().plus_ms(1000) },
-                    })
+                    let urgent = status.priority == Priority::VmWaiting;
+                    Some(LocalImage::Fetching { urgent, failure: status.failure })
                 }
                 None => {
                     let manifest = self.inner.raft.read(|state| state.images.get(&image).map(|i| i.manifest.clone()));

@@ -65,6 +65,9 @@ pub enum ClientError {
     /// The answer is not one that this version of Blixard can read.
     #[error("the node's answer cannot be read")]
     Unreadable(#[source] anyhow::Error),
+    /// The request is about the node that gets it, and several may.
+    #[error("any of {0} nodes may be asked, and the one that is would do this itself")]
+    Ambiguous(usize),
 }
 
 /// The filter as the rest of a query.
@@ -147,12 +150,12 @@ impl Client {
         self.transport.close().await;
     }
 
-    /// The first of the nodes that can be connected to.
-    async fn reach(&self) -> Result<(&PeerAddress, Connection), ClientError> {
+    /// Connects to the first of the nodes that can be connected to.
+    async fn reach(&self) -> Result<Connection, ClientError> {
         let mut last = anyhow!("no node is named");
         for peer in &self.peers {
             match self.transport.connect(peer.endpoint, Protocol::Api).await {
-                Ok(connection) => return Ok((peer, connection)),
+                Ok(connection) => return Ok(connection),
                 Err(error) => last = error.into(),
             }
         }
@@ -161,7 +164,7 @@ impl Client {
 
     /// Sends a request once, and gives the answer as it is.
     pub(super) async fn pass(&self, request: Request<Body>) -> Result<Response<Incoming>, ClientError> {
-        let (_, connection) = self.reach().await?;
+        let connection = self.reach().await?;
         wire::send(&connection, request).await.map_err(|error| match transport::refusal(&connection) {
             Some(reason) => ClientError::Refused(reason, self.transport.id()),
             None => ClientError::Lost(error),
@@ -263,12 +266,13 @@ impl Client {
     /// Takes the node that is asked out of the cluster. It then stops.
     ///
     /// # Errors
-    /// See [`ClientError`].
+    /// See [`ClientError`]. [`Ambiguous`](ClientError::Ambiguous) when the client knows more nodes than one: another would leave
+    /// in place of the one that cannot be reached.
     pub async fn leave(&self, force: bool) -> Result<NodeId, ClientError> {
-        // Whichever node is asked is the one that leaves: when it is lost, no other may be asked in its place.
-        let (peer, _) = self.reach().await?;
-        let asked = Self { peers: vec![peer.clone()], ..self.clone() };
-        asked.call(Method::POST, "/v1/cluster/leave", Some(&RemoveNode { force })).await
+        if self.peers.len() > 1 {
+            return Err(ClientError::Ambiguous(self.peers.len()));
+        }
+        self.call(Method::POST, "/v1/cluster/leave", Some(&RemoveNode { force })).await
     }
 
     /// Removes a node from the cluster.

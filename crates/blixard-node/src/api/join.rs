@@ -16,8 +16,9 @@ use crate::metrics::Metrics;
 use crate::raft::{Raft, Role};
 use crate::transport::{Connection, PeerAddress, Protocol, TicketSecret, Transport};
 
-/// The largest request: a node with as many addresses and labels as it may have takes some 12 KiB.
-const REQUEST_BYTES_MAX: usize = 32 << 10;
+/// The largest request: a node with as many addresses and labels as it may have takes some 41 KiB when each character of these
+/// takes four bytes.
+const REQUEST_BYTES_MAX: usize = 64 << 10;
 /// The largest answer: it names up to 1,000 members of some 300 bytes each.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 /// How long a stranger may take to say what it wants. It is one message, which even a bad line carries in that time.

@@ -25,6 +25,8 @@ pub struct ClusterView {
     pub term: u64,
     /// How many nodes vote.
     pub voters: usize,
+    /// Whether a change of who votes is under way: until it is written, the voters before may be needed as well.
+    pub voters_changing: bool,
     /// How many voters answer; unknown without a leader.
     pub voters_reachable: Option<usize>,
     /// The quorum margin in words.

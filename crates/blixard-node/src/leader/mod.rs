@@ -179,6 +179,7 @@ mod tests {
             leader: Some(NodeId(2)),
             term: 2,
             voters: members.clone(),
+            changing: false,
             learners: BTreeSet::new(),
             silent_ms: BTreeMap::from([(NodeId(1), silent_ms[0]), (NodeId(3), silent_ms[1])]),
             matched: BTreeMap::new(),

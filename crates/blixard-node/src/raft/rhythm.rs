@@ -43,6 +43,10 @@ struct Rhythm {
 
 impl Rhythm {
     fn heard(&mut self, leader: Vote, now: Instant) {
+        if self.leader.is_some_and(|(before, _)| leader < before) {
+            // One that has been replaced and does not know it yet says nothing of the one that counts.
+            return;
+        }
         if let Some((before, last)) = self.leader
             && before == leader
         {
@@ -92,6 +96,29 @@ impl Heard {
     }
 }
 
+/// Since when this node has been at work. While it was stopped nobody could answer it, and its silence would keep the others
+/// waiting for nothing.
+#[derive(Debug, Clone, Copy)]
+struct Awake {
+    since: Instant,
+    looked: Instant,
+}
+
+impl Awake {
+    fn from(now: Instant) -> Self {
+        Self { since: now, looked: now }
+    }
+
+    /// For how long it has been, at a look that comes at least every [`LOOK_LATEST`] while it is.
+    fn look(&mut self, now: Instant) -> Duration {
+        if now.saturating_duration_since(self.looked) > LOOK_LATEST * 2 {
+            self.since = now;
+        }
+        self.looked = now;
+        now.saturating_duration_since(self.since)
+    }
+}
+
 /// Whether a leader that no majority has answered for a time should be heard.
 fn speaks(unanswered: Duration, election_max: Duration) -> bool {
     let beyond = unanswered.checked_sub(election_max * UNANSWERED_ELECTIONS_MAX);
@@ -108,7 +135,9 @@ pub(super) async fn keep_patience(raft: OpenRaft, heard: Heard, election_max: Du
     let mut group = raft.server_metrics();
     // The term in which this node leads, and when that was first seen.
     let mut office: Option<(u64, Instant)> = None;
+    let mut awake = Awake::from(Instant::now());
     loop {
+        let awake_for = awake.look(Instant::now());
         group.borrow_and_update();
         let patience = heard.rhythm().patience(Instant::now());
         raft.runtime_config().elect(patience.is_none());
@@ -125,7 +154,7 @@ pub(super) async fn keep_patience(raft: OpenRaft, heard: Heard, election_max: Du
             let votes_alone = metrics.membership_config.membership().voter_ids().count() == 1;
             let answered = metrics.last_quorum_acked.as_ref().map(|time| time.elapsed());
             let unanswered = office.map(|(_, since)| answered.unwrap_or_else(|| since.elapsed()));
-            (follows, unanswered.filter(|_| !votes_alone).unwrap_or_default())
+            (follows, unanswered.filter(|_| !votes_alone).unwrap_or_default().min(awake_for))
         };
         raft.runtime_config().heartbeat(speaks(unanswered, election_max));
         raft.runtime_config().tick(!follows || patience.is_none());
@@ -186,6 +215,23 @@ mod tests {
             last = listen(&mut rhythm, 50 * MS, last);
         }
         assert_eq!(rhythm.patience(last + 200 * MS), None);
+    }
+
+    #[test]
+    fn a_leader_that_was_replaced_is_not_heard() {
+        let mut rhythm = Rhythm::default();
+        let last = listen(&mut rhythm, 50 * MS, Instant::now());
+        rhythm.heard(Vote::new(2, 3), last + 50 * MS);
+        rhythm.heard(Vote::new(1, 1), last + 100 * MS);
+        assert_eq!(rhythm.leader, Some((Vote::new(2, 3), last + 50 * MS)));
+    }
+
+    #[test]
+    fn a_node_that_was_stopped_has_not_been_left_unanswered() {
+        let start = Instant::now();
+        let mut awake = Awake::from(start);
+        let looks = [500, 1000, 1900, 10_000, 10_500].map(|ms| awake.look(start + ms * MS).as_millis());
+        assert_eq!(looks, [500, 1000, 1900, 0, 500]);
     }
 
     #[test]

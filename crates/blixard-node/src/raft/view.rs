@@ -35,8 +35,10 @@ pub(crate) struct GroupView {
     pub leader: Option<NodeId>,
     /// The term.
     pub term: u64,
-    /// The voters.
+    /// The voters, as they will be when a change that is under way is committed.
     pub voters: BTreeSet<NodeId>,
+    /// Whether such a change is under way. Until it is committed, a majority of the voters before may be needed as well.
+    pub changing: bool,
     /// The learners.
     pub learners: BTreeSet<NodeId>,
     /// Milliseconds since each other node last answered this one. Known to the leader alone; nothing for a node that never
@@ -137,17 +139,20 @@ impl Raft {
             let ago = time.as_ref().map(|time| time.elapsed());
             silent_ms.insert(NodeId(*node), ago.map(|ago| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)));
         }
+        let committed = index(metrics.local_committed);
+        let is_joint = membership.get_joint_config().len() > 1;
         let matched = metrics.replication.iter().flatten().filter(|_| leads);
         GroupView {
             node: self.node,
             leader: self.leading(&metrics).map(NodeId),
             term: metrics.current_term,
             voters: membership.voter_ids().map(NodeId).collect(),
+            changing: is_joint || index(*metrics.membership_config.log_id()) > committed,
             learners: membership.learner_ids().map(NodeId).collect(),
             silent_ms,
             matched: matched.filter_map(|(node, id)| Some((NodeId(*node), id.as_ref()?.index))).collect(),
             last_log: metrics.last_log_index.unwrap_or(0),
-            committed: index(metrics.local_committed),
+            committed,
             applied: index(metrics.last_applied),
             snapshot: index(metrics.snapshot),
             stopped: self.stopped(&metrics),

@@ -112,7 +112,7 @@ fn observe(world: &World, number: u64, desk: &Mutex<Desk>, begun: Instant) -> Lo
     });
     let mut desk = lock(desk);
     for image in &desk.fetches {
-        view.images.insert(*image, LocalImage::Fetching { urgent: true });
+        view.images.insert(*image, LocalImage::Fetching { urgent: true, failure: None });
     }
     for (vm, order) in &desk.orders {
         let busy = LocalVmState::Busy { what: *order };

@@ -48,8 +48,6 @@ pub(crate) enum TransferState {
     Running,
     /// It failed and will be tried again.
     Failed {
-        /// Why it failed last.
-        reason: String,
         /// How often it failed in a row.
         attempts: u32,
         /// When it is tried again, at the earliest.
@@ -66,6 +64,8 @@ pub(crate) struct TransferStatus {
     pub state: TransferState,
     /// How far it is; of the last attempt when it does not run.
     pub progress: Progress,
+    /// Why the attempt before failed, until this one has received something.
+    pub failure: Option<String>,
 }
 
 /// One order to fetch an image; what it answers is for people.

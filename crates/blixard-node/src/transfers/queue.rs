@@ -29,13 +29,15 @@ struct Transfer {
     progress: watch::Sender<Progress>,
     state: State,
     failures: u32,
+    /// Why the last attempt that ended has failed.
+    failure: Option<String>,
 }
 
 #[derive(Debug)]
 enum State {
     Queued,
     Running(Option<AbortHandle>),
-    Failed { reason: String, retry_at: Instant },
+    Failed { retry_at: Instant },
 }
 
 impl Transfer {
@@ -47,7 +49,7 @@ impl Transfer {
         match &self.state {
             State::Queued => true,
             State::Running(_) => false,
-            State::Failed { retry_at, .. } => *retry_at <= now,
+            State::Failed { retry_at } => *retry_at <= now,
         }
     }
 }
@@ -71,7 +73,8 @@ impl Queue {
             self.last_number += 1;
             let progress = watch::Sender::new(Progress { bytes_total: manifest.bytes(), ..Progress::default() });
             let (number, state) = (self.last_number, State::Queued);
-            let transfer = Transfer { manifest, sources, priority, number, progress, state, failures: 0 };
+            let transfer =
+                Transfer { manifest, sources, priority, number, progress, state, failures: 0, failure: None };
             self.transfers.insert(image, transfer);
             return true;
         };
@@ -99,11 +102,13 @@ impl Queue {
         let state = match &transfer.state {
             State::Queued => TransferState::Queued,
             State::Running(_) => TransferState::Running,
-            State::Failed { reason, retry_at } => {
-                TransferState::Failed { reason: reason.clone(), attempts: transfer.failures, retry_at: *retry_at }
-            }
+            State::Failed { retry_at } => TransferState::Failed { attempts: transfer.failures, retry_at: *retry_at },
         };
-        Some(TransferStatus { priority: transfer.priority, state, progress: *transfer.progress.borrow() })
+        let progress = *transfer.progress.borrow();
+        // Until something comes, a further attempt has not done better than the one before.
+        let delivers = transfer.is_running() && progress.bytes_received > 0;
+        let failure = transfer.failure.clone().filter(|_| !delivers);
+        Some(TransferStatus { priority: transfer.priority, state, progress, failure })
     }
 
     /// How many transfers there are in each state.
@@ -131,6 +136,7 @@ impl Queue {
         let due = self.transfers.iter_mut().filter(|(_, transfer)| may_start(transfer));
         let (image, next) = due.min_by_key(|(_, transfer)| (std::cmp::Reverse(transfer.priority), transfer.number))?;
         next.state = State::Running(None);
+        next.progress.send_modify(|progress| progress.bytes_received = 0);
         let (manifest, sources) = (next.manifest.clone(), next.sources.clone());
         Some((next.number, Order { image: *image, manifest, sources, progress: next.progress.clone() }))
     }
@@ -155,7 +161,8 @@ impl Queue {
             }
             Err(reason) => {
                 transfer.failures = transfer.failures.saturating_add(1);
-                transfer.state = State::Failed { reason, retry_at: now + backoff(transfer.failures, spread) };
+                transfer.failure = Some(reason);
+                transfer.state = State::Failed { retry_at: now + backoff(transfer.failures, spread) };
             }
         }
     }
@@ -171,7 +178,7 @@ impl Queue {
     pub(super) fn next_retry(&self, now: Instant) -> Option<Instant> {
         let retries = self.transfers.values().filter_map(|transfer| match &transfer.state {
             // One that is due already waits for room, which whoever ends makes known.
-            State::Failed { retry_at, .. } if *retry_at > now => Some(*retry_at),
+            State::Failed { retry_at } if *retry_at > now => Some(*retry_at),
             _ => None,
         });
         retries.min()
@@ -246,11 +253,10 @@ mod tests {
         let id = want(&mut queue, 1, Priority::Copy);
         let (number, _) = queue.start(now).expect("it is queued");
         queue.ended(id, number, Err("gone".into()), now, 255);
-        let Some(TransferState::Failed { reason, attempts: 1, retry_at }) = queue.status(id).map(|status| status.state)
-        else {
-            panic!("{:?}", queue.status(id))
-        };
-        assert_eq!((reason.as_str(), retry_at), ("gone", now + BACKOFF_MIN));
+        let status = queue.status(id).expect("it is known");
+        let retry_at = now + BACKOFF_MIN;
+        assert_eq!(status.state, TransferState::Failed { attempts: 1, retry_at });
+        assert_eq!(status.failure.as_deref(), Some("gone"));
         assert_eq!(queue.next_retry(now), Some(retry_at));
         assert_eq!(start(&mut queue, now), None);
         let (_, manifest) = image(1);
@@ -262,6 +268,24 @@ mod tests {
         queue.ended(id, number, Err("gone".into()), now, 0);
         assert_eq!(queue.next_retry(now), Some(now + BACKOFF_MIN), "half of twice the first wait");
         assert_eq!(start(&mut queue, now + BACKOFF_MIN), Some(id));
+    }
+
+    #[test]
+    fn a_failure_is_said_until_something_comes() {
+        let mut queue = Queue::default();
+        let now = Instant::now();
+        let id = want(&mut queue, 1, Priority::Copy);
+        let failure = |queue: &Queue| queue.status(id).and_then(|status| status.failure);
+        let receive = |queue: &Queue| queue.transfers[&id].progress.send_modify(|progress| progress.bytes_received = 9);
+        let (number, _) = queue.start(now).expect("it is queued");
+        receive(&queue);
+        assert_eq!(failure(&queue), None);
+        queue.ended(id, number, Err("gone".into()), now, 255);
+        assert_eq!(failure(&queue).as_deref(), Some("gone"));
+        queue.start(now + BACKOFF_MIN).expect("it is due");
+        assert_eq!(failure(&queue).as_deref(), Some("gone"), "what the attempt before received does not count");
+        receive(&queue);
+        assert_eq!(failure(&queue), None);
     }
 
     #[test]

@@ -132,7 +132,8 @@ impl Bench {
         until("all nodes ready and enough of them voting", async || {
             let Ok(view) = client.cluster(false).await else { return false };
             let ready = view.nodes.iter().filter(|node| node.state == NodeState::Ready).count();
-            view.leader.is_some() && view.voters == voting && ready == configs.len()
+            let settled = view.voters == voting && !view.voters_changing;
+            view.leader.is_some() && settled && ready == configs.len()
         })
         .await;
         (nodes, client)

@@ -371,33 +371,32 @@ async fn a_caller_in_a_hurry_is_connected_when_it_comes_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_other_node_leaves_in_place_of_one_that_was_lost() {
+async fn nobody_leaves_when_any_of_several_nodes_might() {
     let bench = Bench::new();
     let (_, nodes, client) = bench.three().await;
-    let node = &nodes[2];
     let key = bench.user("user").client_key().unwrap();
-    // A node that is asked to leave, and gone before it has done so.
-    let lost = endpoint(SecretKey::generate(), node).await;
-    lost.access().set_clients([(key.id(), blixard_core::ClientRole::Admin)]);
-    let (asked, was_asked) = tokio::sync::watch::channel(false);
-    let hear = blixard_node::transport::handler(move |connection| {
-        let asked = asked.clone();
-        async move {
-            let _ = connection.accept_bi().await;
-            asked.send_replace(true);
-            connection.closed().await;
-        }
-    });
-    lost.serve(vec![(Protocol::Api, hear)]);
-    let either = Client::open(key, vec![lost.address(), address(node)]).await.unwrap();
-    let leaving = tokio::spawn(async move { either.leave(true).await });
-    let heard = async { was_asked.clone().wait_for(|asked| *asked).await.map(drop) };
-    tokio::time::timeout(PATIENCE, heard).await.unwrap().unwrap();
-    lost.close().await;
-    let answer = tokio::time::timeout(PATIENCE, leaving).await.unwrap().unwrap();
-    assert!(answer.is_err(), "{answer:?} left");
+    let peers = nodes.iter().map(address).collect();
+    let either = Client::open(key, peers).await.unwrap();
+    let answer = either.leave(true).await;
+    assert!(matches!(answer, Err(ClientError::Ambiguous(3))), "{answer:?}");
     assert_eq!(client.cluster(false).await.unwrap().nodes.len(), 3);
     for node in nodes {
+        node.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_joins_with_as_many_labels_as_it_may_have() {
+    let bench = Bench::new();
+    let (config, first, client) = bench.one(&[]).await;
+    let mut joining = bench.config(2, &[("peers", config.bind.to_string().as_str())]);
+    // Characters of four bytes, so that no message is larger.
+    let key = |number: usize| format!("{number:02}") + &"\u{1d11e}".repeat(61);
+    joining.labels = (0..32).map(|number| (key(number), "\u{1d11e}".repeat(255))).collect();
+    let second = bench.start(&joining).await;
+    let view = client.cluster(false).await.unwrap();
+    assert_eq!(view.nodes.iter().map(|node| node.labels.len()).collect::<Vec<_>>(), [0, 32]);
+    for node in [second, first] {
         node.shutdown().await;
     }
 }

@@ -216,6 +216,7 @@ mod tests {
             leader: Some(NodeId(7)),
             term: 3,
             voters: 3,
+            voters_changing: false,
             voters_reachable: Some(3),
             margin: "3 of 3 voters reachable: one loss is tolerated".to_owned(),
             settings: Settings::default(),

@@ -172,6 +172,11 @@ fn nodes_join_and_leave_while_another_is_down() {
     }
     cluster.spawn(5);
     cluster.is_ready(5);
+    // A ticket names several nodes, any of which may answer: none of them is meant.
+    let ticket = cluster.run(1, &["cluster", "token", "create", "-o", "json"]).ends_with(0).json();
+    let ticket = ticket["ticket"].as_str().unwrap();
+    let ambiguous = cluster.bench.run(&["cluster", "leave", "--addr", ticket]).ends_with(2);
+    assert!(ambiguous.stderr.contains("--addr HOST:PORT"), "{}", ambiguous.stderr);
     cluster.run(3, &["cluster", "leave"]).ends_with(0);
     assert_eq!(cluster.ends(3), Some(REMOVED));
     status(&cluster, "three voters without node 3", &|nodes| {

@@ -79,8 +79,9 @@ async fn view(server: &Server) -> Result<ClusterView, Fault> {
             leader: group.leader,
             term: group.term,
             voters: group.voters.len(),
+            voters_changing: group.changing,
             voters_reachable: reachable,
-            margin: margin(group.voters.len(), reachable),
+            margin: margin(group.voters.len(), reachable, group.changing),
             settings: state.settings,
             nodes,
             vms: state.vms.len(),
@@ -106,12 +107,16 @@ fn node_state(seen: &GroupSeen, node: NodeId, me: NodeId) -> NodeState {
 }
 
 /// How many voters may still be lost, in words.
-fn margin(voters: usize, reachable: Option<usize>) -> String {
+fn margin(voters: usize, reachable: Option<usize>, changing: bool) -> String {
     let majority = voters / 2 + 1;
     let Some(reachable) = reachable else {
         return format!("no leader: nothing can be written until {majority} of the {voters} voters reach each other");
     };
     let seen = format!("{reachable} of {voters} voters reachable");
+    if changing {
+        // Two majorities may count, of which the leader's word is not out yet.
+        return format!("{seen}: who votes is being changed");
+    }
     match reachable.checked_sub(majority) {
         None => format!("{seen}: nothing can be written until {majority} are"),
         Some(0) if voters == 1 => format!("{seen}: its loss stops writes"),
@@ -127,11 +132,15 @@ mod tests {
 
     #[test]
     fn the_margin_counts_what_may_still_be_lost() {
-        assert_eq!(margin(3, Some(2)), "2 of 3 voters reachable: one more loss stops writes");
-        assert_eq!(margin(3, Some(3)), "3 of 3 voters reachable: one loss is tolerated");
-        assert_eq!(margin(5, Some(5)), "5 of 5 voters reachable: 2 losses are tolerated");
-        assert_eq!(margin(1, Some(1)), "1 of 1 voters reachable: its loss stops writes");
-        assert_eq!(margin(3, Some(1)), "1 of 3 voters reachable: nothing can be written until 2 are");
-        assert_eq!(margin(3, None), "no leader: nothing can be written until 2 of the 3 voters reach each other");
+        assert_eq!(margin(3, Some(2), false), "2 of 3 voters reachable: one more loss stops writes");
+        assert_eq!(margin(3, Some(3), false), "3 of 3 voters reachable: one loss is tolerated");
+        assert_eq!(margin(5, Some(5), false), "5 of 5 voters reachable: 2 losses are tolerated");
+        assert_eq!(margin(1, Some(1), false), "1 of 1 voters reachable: its loss stops writes");
+        assert_eq!(margin(3, Some(1), false), "1 of 3 voters reachable: nothing can be written until 2 are");
+        assert_eq!(
+            margin(3, None, false),
+            "no leader: nothing can be written until 2 of the 3 voters reach each other"
+        );
+        assert_eq!(margin(3, Some(3), true), "3 of 3 voters reachable: who votes is being changed");
     }
 }

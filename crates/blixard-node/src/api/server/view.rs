@@ -3,12 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use blixard_core::{HEALTHY_WITHIN_MS, NodeId, Phase, State, Verdict, Vm, VmId};
+use blixard_core::{HEALTHY_WITHIN_MS, NodeId, NodeVerdict, Phase, State, Verdict, Vm, VmId};
 
 use super::{Server, ask};
 use crate::api::views::{ConfinementView, LiveView, PrivilegesView, TransferView, VmView};
 use crate::raft::GroupView;
-use crate::transfers::TransferState;
 
 /// How long a status waits for the leader before it says how things stand without it.
 pub(super) const STATUS_PATIENCE: Duration = Duration::from_secs(2);
@@ -53,16 +52,17 @@ impl Server {
 
     /// A vm as the state has it, for whoever has just changed it: nobody is asked for more, who might be away.
     pub(super) fn written_vm(&self, id: VmId) -> Option<VmView> {
-        self.inner.raft.read(|state| state.vms.get(&id).map(|vm| vm_view(state, vm, None)))
+        self.inner.raft.read(|state| state.vms.get(&id).map(|vm| vm_view(vm, None, None)))
     }
 
     /// A vm with what its node sees of it now.
     pub(super) async fn vm_view(&self, id: VmId) -> Option<VmView> {
         let seen = self.group_seen().await;
-        let (mut view, image) = self
-            .inner
-            .raft
-            .read(|state| state.vms.get(&id).map(|vm| (vm_view(state, vm, Some(&seen)), vm.spec.image)))?;
+        let (mut view, image) = self.inner.raft.read(|state| {
+            let vm = state.vms.get(&id)?;
+            let waits = vm.placement.is_none().then(|| why_unplaced(&state.explain(vm, &seen.reachable), &seen));
+            Some((vm_view(vm, Some(&seen), waits), vm.spec.image))
+        })?;
         let Some(node) = view.node else { return Some(view) };
         if seen.by_leader && !seen.reachable.contains(&node) {
             // Whoever waits for a dead node waits for nothing.
@@ -80,14 +80,9 @@ impl Server {
                 None => None,
             }
         };
-        if let Some(transfer) = view.live.as_ref().and_then(|live| live.transfer.as_ref())
-            && view.phase == "preparing"
-            && view.reason.is_none()
-        {
-            view.reason = Some(match &transfer.failure {
-                Some(failure) => format!("fetching the image failed and is tried again: {failure}"),
-                None => "fetching the image".to_owned(),
-            });
+        let is_fetching = view.live.as_ref().is_some_and(|live| live.transfer.is_some());
+        if is_fetching && view.phase == "preparing" && view.reason.is_none() {
+            view.reason = Some("fetching the image".to_owned());
         }
         Some(view)
     }
@@ -99,10 +94,7 @@ impl Server {
             bytes_done: status.progress.bytes_done,
             bytes_total: status.progress.bytes_total,
             sources: status.progress.sources,
-            failure: match status.state {
-                TransferState::Failed { reason, .. } => Some(reason),
-                TransferState::Queued | TransferState::Running => None,
-            },
+            failure: status.failure,
         });
         let mut view = LiveView { transfer, ..LiveView::default() };
         let Some(found) = live.found else { return view };
@@ -134,8 +126,17 @@ fn confinement_view(seen: blixard_hypervisor::Confinement) -> ConfinementView {
     }
 }
 
-/// A vm as the replicated state has it and, as far as the group is seen, why it waits or is silent.
-pub(super) fn vm_view(state: &State, vm: &Vm, seen: Option<&GroupSeen>) -> VmView {
+/// All vms, without what their nodes see of them.
+pub(super) fn vm_views(state: &State, seen: &GroupSeen) -> Vec<VmView> {
+    let mut waits = BTreeMap::new();
+    state.explain_waiting(&seen.reachable, |vm, verdicts| {
+        waits.insert(vm.id, why_unplaced(&verdicts, seen));
+    });
+    state.vms.values().map(|vm| vm_view(vm, Some(seen), waits.remove(&vm.id))).collect()
+}
+
+/// A vm as the replicated state has it, with why it `waits` if it does and, as far as the group is seen, why it is silent.
+fn vm_view(vm: &Vm, seen: Option<&GroupSeen>, waits: Option<String>) -> VmView {
     let observed = vm.observed.as_ref();
     let mut reason = observed.and_then(|observed| match &observed.phase {
         Phase::Stopped { reason } => reason.clone(),
@@ -145,7 +146,7 @@ pub(super) fn vm_view(state: &State, vm: &Vm, seen: Option<&GroupSeen>) -> VmVie
     let phase = match (&vm.placement, observed) {
         _ if vm.desired.deleting => "deleting",
         (None, _) => {
-            reason = seen.map(|seen| why_unplaced(state, vm, seen));
+            reason = waits;
             "pending"
         }
         (Some(_), None) => "preparing",
@@ -182,11 +183,10 @@ pub(super) fn vm_view(state: &State, vm: &Vm, seen: Option<&GroupSeen>) -> VmVie
     }
 }
 
-fn why_unplaced(state: &State, vm: &Vm, seen: &GroupSeen) -> String {
+fn why_unplaced(verdicts: &[NodeVerdict], seen: &GroupSeen) -> String {
     if !seen.by_leader {
         return "no leader is there to place it".to_owned();
     }
-    let verdicts = state.explain(vm, &seen.reachable);
     if verdicts.iter().any(|verdict| verdict.verdict.fits()) {
         return "about to be placed".to_owned();
     }
@@ -195,7 +195,7 @@ fn why_unplaced(state: &State, vm: &Vm, seen: &GroupSeen) -> String {
         return format!("no node can carry it: {}", words.collect::<Vec<_>>().join("; "));
     }
     let mut sorts: BTreeMap<String, usize> = BTreeMap::new();
-    for verdict in &verdicts {
+    for verdict in verdicts {
         if let Verdict::Refused(reason) = &verdict.verdict {
             *sorts.entry(reason.sort()).or_default() += 1;
         }

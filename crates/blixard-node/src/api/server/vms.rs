@@ -13,7 +13,7 @@ use hyper_util::rt::TokioIo;
 use tokio::sync::mpsc;
 
 use super::ask;
-use super::view::vm_view;
+use super::view::vm_views;
 use super::{Asker, Body, Freshness, Json, Path, Query, Server};
 use crate::api::CONSOLE_UPGRADE;
 use crate::api::fault::{Fault, FaultKind};
@@ -43,8 +43,7 @@ pub(super) async fn list(
 ) -> Result<Json<Vec<VmView>>, Fault> {
     server.read_point(freshness).await?;
     let seen = server.group_seen().await;
-    let mut vms: Vec<VmView> =
-        server.inner.raft.read(|state| state.vms.values().map(|vm| vm_view(state, vm, Some(&seen))).collect());
+    let mut vms = server.inner.raft.read(|state| vm_views(state, &seen));
     vms.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(Json(vms))
 }

@@ -17,6 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::super::output;
 use super::screen::Screen;
@@ -56,9 +57,10 @@ enum End {
 
 /// Shows the console until one side has enough.
 pub(super) async fn run(client: &Client, name: &VmName) -> anyhow::Result<()> {
-    // Whoever has lost the node that was asked needs another one to learn what became of the vm.
-    let client = client.with_members().await?;
     let console = client.vm_console(name).await?;
+    // Whoever has lost the node that was asked needs another one to learn what became of the vm. The user need not wait for it.
+    let known = client.clone();
+    let members = AbortOnDropHandle::new(tokio::spawn(async move { known.with_members().await }));
     let is_terminal = io::stdin().is_terminal();
     if is_terminal {
         output::note(&format!("This is the console of vm {name}. Ctrl-] leaves it. Press Enter to see a prompt."));
@@ -72,7 +74,13 @@ pub(super) async fn run(client: &Client, name: &VmName) -> anyhow::Result<()> {
     match end? {
         End::Left | End::InputAnswered => Ok(()),
         End::Disconnected => {
-            let asked = tokio::time::timeout(WORD_TIMEOUT, why_closed(&client, name)).await;
+            let ask = async {
+                match members.await {
+                    Ok(Ok(client)) => why_closed(&client, name).await,
+                    _ => why_closed(client, name).await,
+                }
+            };
+            let asked = tokio::time::timeout(WORD_TIMEOUT, ask).await;
             let (exit, why) = asked.unwrap_or_else(|_| (Exit::Unreachable, "nobody says how the vm does".to_owned()));
             let failure = Failure::new(exit, format!("the console of vm {name} was closed: {why}"));
             let next_step = match exit {

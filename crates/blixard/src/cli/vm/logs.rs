@@ -43,7 +43,7 @@ pub(super) async fn run(client: &Client, logs: Logs) -> anyhow::Result<()> {
         anyhow::ensure!(content.len() <= LOG_BYTES_MAX, "the node sends more than a log has: try without --tail");
     }
     let last = &content[start_of_last(&content, lines)..];
-    let start = LogStart::At(whole.at() - last.len() as u64);
+    let start = LogStart::At(whole.at().saturating_sub(last.len() as u64));
     show(Reading::begin(client, &name, follow, start).await?).await
 }
 

@@ -174,7 +174,7 @@ impl Wait {
 pub(super) fn is_passing(error: &ClientError) -> bool {
     match error {
         ClientError::Unreachable(_) | ClientError::Lost(_) => true,
-        ClientError::Refused(..) | ClientError::Unreadable(_) => false,
+        ClientError::Refused(..) | ClientError::Unreadable(_) | ClientError::Ambiguous(_) => false,
         ClientError::Fault(fault) => {
             matches!(fault.kind, FaultKind::Unavailable | FaultKind::NoLeader | FaultKind::Unknown)
         }
