@@ -259,7 +259,8 @@ pub(crate) fn requests() -> Examples {
 
 pub(crate) fn answers() -> Examples {
     let group = json!({
-        "node": 1, "leader": 1, "term": 3, "voters": [1, 2, 3], "learners": [4], "silent_ms": { "2": 5, "3": null },
+        "node": 1, "leader": 1, "term": 3, "voters": [1, 2, 3], "changing": false, "learners": [4],
+        "silent_ms": { "2": 5, "3": null },
         "matched": { "2": 9 }, "last_log": 9, "committed": 9, "applied": 9, "snapshot": 0, "stopped": null,
     });
     let live = json!({
@@ -279,7 +280,8 @@ pub(crate) fn answers() -> Examples {
     });
     let amounts = json!({ "vcpus": 4, "memory_mib": 512, "disk_mib": 1024 });
     let cluster = json!({
-        "cluster_id": CLUSTER, "seen_by": 1, "leader": 1, "term": 3, "voters": 1, "voters_reachable": 1, "margin": "none",
+        "cluster_id": CLUSTER, "seen_by": 1, "leader": 1, "term": 3, "voters": 1, "voters_changing": false,
+        "voters_reachable": 1, "margin": "none",
         "settings": { "voters": 3, "copies": 2 }, "nodes": [{
             "id": 1, "endpoint_id": KEY, "addresses": ["[::1]:7001"], "relay_url": null, "role": "leader", "state": "ready",
             "last_contact_ms": null, "capacity": amounts, "used": amounts, "vms": 1, "labels": { "zone": "a" },

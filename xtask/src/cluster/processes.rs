@@ -121,18 +121,33 @@ mod tests {
         assert_eq!(role("", "/tmp/demo-1"), None);
     }
 
+    /// A process that does not outlive its test, which might have failed: whoever reads the test's output would wait for it.
+    struct Ended(std::process::Child);
+
+    impl Drop for Ended {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
     #[test]
     fn a_process_is_found_by_its_folder_and_killed() {
         let dir = tempfile::tempdir().unwrap();
         let mut command = Command::new("qemu-system-x86_64");
         command.args(["-machine", "none", "-nodefaults", "-display", "none"]).current_dir(dir.path());
-        let mut child = command.spawn().expect("QEMU is installed: see `cargo xtask setup`");
-        let pid = i32::try_from(child.id()).unwrap();
-        assert_eq!(of(dir.path()).unwrap(), [Process { pid, role: "hypervisor" }]);
+        let mut child = Ended(command.spawn().expect("QEMU is installed: see `cargo xtask setup`"));
+        let pid = i32::try_from(child.0.id()).unwrap();
+        // The kernel shows the arguments of a new program a moment after it has begun.
+        let deadline = Instant::now() + END_TIMEOUT;
+        while of(dir.path()).unwrap() != [Process { pid, role: "hypervisor" }] {
+            assert!(Instant::now() < deadline, "{:?}", of(dir.path()).unwrap());
+            std::thread::sleep(POLL);
+        }
         assert!(is_alive(pid));
         kill_all(dir.path()).unwrap();
         assert!(!is_alive(pid), "a zombie is not alive");
-        assert!(!child.wait().unwrap().success());
+        assert!(!child.0.wait().unwrap().success());
         assert!(!is_alive(pid));
         send(pid, Signal::SIGTERM).unwrap();
     }

@@ -134,13 +134,58 @@ fn closing_help() -> String {
 
 /// The definition of the command line, with all of its help.
 fn command() -> clap::Command {
-    Cli::command().after_help(closing_help())
+    with_short_names(Cli::command()).after_help(closing_help())
+}
+
+/// What people's fingers know from elsewhere, for each verb of that name.
+const SHORT_NAMES: &[(&str, &str)] = &[("list", "ls"), ("delete", "rm"), ("remove", "rm")];
+
+fn with_short_names(mut command: clap::Command) -> clap::Command {
+    let names: Vec<String> = command.get_subcommands().map(|inner| inner.get_name().to_owned()).collect();
+    for name in &names {
+        let short = SHORT_NAMES.iter().find(|(long, short)| long == name && names.iter().all(|name| name != short));
+        command = command.mut_subcommand(name, |inner| {
+            let inner = with_short_names(inner);
+            match short {
+                Some((_, short)) => inner.visible_alias(short),
+                None => inner,
+            }
+        });
+    }
+    command
+}
+
+/// The verbs of that name in any group, as they are typed.
+fn verbs_named(command: &clap::Command, name: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for inner in command.get_subcommands().filter(|inner| !inner.is_hide_set()) {
+        let path = format!("{} {}", command.get_name(), inner.get_name());
+        if inner.get_name() == name || inner.get_all_aliases().any(|alias| alias == name) {
+            found.push(path);
+        }
+        let deeper = verbs_named(inner, name).into_iter();
+        found.extend(deeper.map(|found| format!("{} {found}", command.get_name())));
+    }
+    found
+}
+
+/// Adds to an error about a verb that is not there in which groups there is one of that name.
+fn with_other_groups(mut error: clap::Error, command: &clap::Command) -> clap::Error {
+    use clap::error::{ContextKind, ContextValue};
+    let Some(ContextValue::String(name)) = error.get(ContextKind::InvalidSubcommand) else { return error };
+    let found = verbs_named(command, name);
+    if !found.is_empty() {
+        let tips = found.into_iter().map(|path| format!("there is `{path}`").into());
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(tips.collect()));
+    }
+    error
 }
 
 /// Reads the command line. Ends the process, with help or an error, when that is all there is to do.
 pub(crate) fn parse() -> Cli {
     let mut command = command();
-    let matches = command.get_matches_mut();
+    let matches = command.try_get_matches_from_mut(std::env::args_os());
+    let matches = matches.unwrap_or_else(|error| with_other_groups(error, &command).exit());
     let mut cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command).exit());
     let verbs = std::iter::successors(matches.subcommand(), |(_, inner)| inner.subcommand());
     cli.words = ["blixard"].into_iter().chain(verbs.map(|(verb, _)| verb)).collect::<Vec<_>>().join(" ");

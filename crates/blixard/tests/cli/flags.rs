@@ -200,3 +200,22 @@ fn files_that_flags_name_are_looked_at_first() {
     assert!(import("missing.raw").stderr.contains("open missing.raw: No such file"));
     assert!(import(".").stderr.contains("directory"));
 }
+
+#[test]
+fn what_fingers_know_from_elsewhere_is_understood() {
+    let ran = |words: &[&str]| Ran::of(command(words).output().unwrap());
+    for (short, long) in
+        [(["vm", "ls"], ["vm", "list"]), (["vm", "rm"], ["vm", "delete"]), (["image", "rm"], ["image", "delete"])]
+    {
+        assert_eq!(help(&short), help(&long));
+    }
+    let status = ran(&["status"]).ends_with(2);
+    for verb in ["`blixard cluster status`", "`blixard vm status`"] {
+        assert!(status.stderr.contains(&format!("tip: there is {verb}\n")), "{status:?}");
+    }
+    let import = ran(&["vm", "import"]).ends_with(2);
+    assert!(import.stderr.contains("there is `blixard image import`"), "{import:?}");
+    // A mere slip of the keys is put right as before.
+    let slip = ran(&["vm", "lst"]).ends_with(2);
+    assert!(slip.stderr.contains("'list'") && !slip.stderr.contains("there is"), "{slip:?}");
+}
