@@ -6,7 +6,7 @@
 //! have caught up.
 //!
 //! ```text
-//!             AddLearner            Promote / Replace.healthy
+//!             AddLearners           Promote / Replace.healthy
 //!  member ----------------> learner -------------------------> voter
 //!                             ^  |                               |
 //!                             |  | Remove (no member any more)   | Demote / Replace.lost
@@ -49,10 +49,10 @@ pub struct RaftView {
 }
 
 /// One change of Raft's membership.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MembershipStep {
-    /// A member begins to learn.
-    AddLearner(NodeId),
+    /// Members begin to learn. A change names all members and goes to all of them, so many that come together are one change.
+    AddLearners(BTreeSet<NodeId>),
     /// A learner becomes a voter.
     Promote(NodeId),
     /// A voter becomes a learner.
@@ -85,21 +85,21 @@ impl RaftView {
     }
 
     /// Whether the voters that a step leads to have a healthy majority. Steps that change no voter are always safe.
-    fn is_safe(&self, step: MembershipStep) -> bool {
+    fn is_safe(&self, step: &MembershipStep) -> bool {
         let mut voters = self.voters.clone();
         match step {
-            MembershipStep::AddLearner(_) | MembershipStep::StepDown { .. } => return true,
+            MembershipStep::AddLearners(_) | MembershipStep::StepDown { .. } => return true,
             MembershipStep::Promote(id) => {
-                voters.insert(id);
+                voters.insert(*id);
             }
             MembershipStep::Demote(id) | MembershipStep::Remove(id) => {
-                if !voters.remove(&id) {
+                if !voters.remove(id) {
                     return true;
                 }
             }
             MembershipStep::Replace { lost, healthy } => {
-                voters.remove(&lost);
-                voters.insert(healthy);
+                voters.remove(lost);
+                voters.insert(*healthy);
             }
         }
         let healthy = voters.iter().filter(|id| self.is_healthy(**id)).count();
@@ -111,7 +111,7 @@ impl State {
     /// The next step by which Raft's membership comes nearer to the members of the cluster and the wanted number of voters;
     /// nothing when all is as it should be, or nothing can safely be done now.
     pub fn plan_membership(&self, raft: &RaftView) -> Option<MembershipStep> {
-        Plan { state: self, raft }.candidates().into_iter().find(|step| raft.is_safe(*step))
+        Plan { state: self, raft }.candidates().into_iter().find(|step| raft.is_safe(step))
     }
 }
 
@@ -149,9 +149,10 @@ impl Plan<'_> {
         self.raft.learners.difference(&self.raft.voters).copied().filter(is_ready)
     }
 
-    fn newcomers(&self) -> impl Iterator<Item = MembershipStep> {
+    fn newcomers(&self) -> Option<MembershipStep> {
         let is_new = |id: &NodeId| !self.raft.voters.contains(id) && !self.raft.learners.contains(id);
-        self.state.nodes.keys().copied().filter(is_new).map(MembershipStep::AddLearner)
+        let new: BTreeSet<NodeId> = self.state.nodes.keys().copied().filter(is_new).collect();
+        (!new.is_empty()).then_some(MembershipStep::AddLearners(new))
     }
 
     /// A removed leader first makes sure that somebody can take over, and does nothing else any more.

@@ -9,7 +9,7 @@ use blixard_core::{Change, HEALTHY_WITHIN_MS, LOST_AFTER_MS, MembershipStep, Nod
 use plausible::{asked, cluster, told};
 use proptest::prelude::*;
 
-use MembershipStep::{AddLearner, Demote, Promote, Remove, Replace, StepDown};
+use MembershipStep::{AddLearners, Demote, Promote, Remove, Replace, StepDown};
 
 fn ids(numbers: &[u64]) -> BTreeSet<NodeId> {
     numbers.iter().copied().map(NodeId).collect()
@@ -35,9 +35,10 @@ fn a_cluster_grows_by_learners_first_and_never_rests_on_an_even_number() {
     let plan =
         |nodes: u8, voters: &[u64], learners: &[u64]| cluster(nodes).plan_membership(&view(1, voters, learners, &[]));
     assert_eq!(plan(1, &[1], &[]), None);
-    assert_eq!(plan(2, &[1], &[]), Some(AddLearner(NodeId(2))));
+    assert_eq!(plan(2, &[1], &[]), Some(AddLearners(ids(&[2]))));
     assert_eq!(plan(2, &[1], &[2]), None, "two voters would tolerate less than one");
-    assert_eq!(plan(3, &[1], &[2]), Some(AddLearner(NodeId(3))));
+    assert_eq!(plan(3, &[1], &[2]), Some(AddLearners(ids(&[3]))));
+    assert_eq!(plan(5, &[1], &[3]), Some(AddLearners(ids(&[2, 4, 5]))), "all that are new in one change");
     assert_eq!(plan(3, &[1], &[2, 3]), Some(Promote(NodeId(2))));
     assert_eq!(plan(3, &[1, 2], &[3]), Some(Promote(NodeId(3))));
     assert_eq!(plan(3, &[1, 2, 3], &[]), None);
@@ -89,7 +90,7 @@ fn a_removed_leader_hands_over_and_takes_no_other_step() {
     let state = without(cluster(3), 1);
     assert_eq!(state.plan_membership(&view(1, &[1, 2, 3], &[], &[])), Some(StepDown { successor: NodeId(2) }));
     assert_eq!(state.plan_membership(&view(1, &[1], &[2, 3], &[(2, GONE)])), Some(Promote(NodeId(3))));
-    assert_eq!(state.plan_membership(&view(1, &[1], &[], &[])), Some(AddLearner(NodeId(2))));
+    assert_eq!(state.plan_membership(&view(1, &[1], &[], &[])), Some(AddLearners(ids(&[2, 3]))));
     assert_eq!(state.plan_membership(&view(1, &[1, 2, 3], &[], &[(2, GONE), (3, GONE)])), None);
     assert_eq!(
         state.plan_membership(&view(2, &[1, 2], &[3], &[])),
@@ -110,8 +111,9 @@ fn fewer_voters_are_reached_one_by_one() {
 /// Carries a step out as Raft would, with a majority of the old voters and of the new.
 fn carry_out(raft: &mut RaftView, step: MembershipStep, healthy: &BTreeSet<NodeId>) {
     match step {
-        AddLearner(id) => {
-            raft.learners.insert(id);
+        AddLearners(new) => {
+            assert!(!new.is_empty() && new.is_disjoint(&raft.voters) && new.is_disjoint(&raft.learners));
+            raft.learners.extend(new);
         }
         Promote(id) => {
             assert!(raft.learners.remove(&id) && raft.voters.insert(id));
@@ -167,8 +169,8 @@ proptest! {
         let mut raft = RaftView { leader, voters, learners, caught_up, silent_ms };
         let mut steps = Vec::new();
         while let Some(step) = state.plan_membership(&raft) {
-            carry_out(&mut raft, step, &healthy);
-            steps.push(step);
+            carry_out(&mut raft, step.clone(), &healthy);
+            steps.push(step.clone());
             let alive = raft.voters.intersection(&healthy).count();
             prop_assert!(alive * 2 > raft.voters.len(), "{:?} of {:?} cost the majority", step, steps);
             prop_assert!(steps.len() < 60, "no rest: {:?}", steps);

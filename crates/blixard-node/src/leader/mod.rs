@@ -141,13 +141,13 @@ async fn change_membership(raft: &Raft, view: &GroupView, step: MembershipStep) 
     let with = |node: NodeId| view.voters.iter().copied().chain([node]).collect::<BTreeSet<_>>();
     let without = |node: NodeId| view.voters.iter().copied().filter(|voter| *voter != node).collect::<BTreeSet<_>>();
     match step {
-        MembershipStep::AddLearner(node) => {
-            let endpoint = raft.read(|state| state.nodes.get(&node).map(|node| node.endpoint));
-            match endpoint {
-                Some(endpoint) => raft.add_learner(node, endpoint).await,
-                // It was removed between the plan and now.
-                None => Ok(()),
-            }
+        MembershipStep::AddLearners(nodes) => {
+            // One that is not there was removed between the plan and now.
+            let there = raft.read(|state| {
+                let endpoint = |node: NodeId| Some((node, state.nodes.get(&node)?.endpoint));
+                nodes.into_iter().filter_map(endpoint).collect()
+            });
+            raft.add_learners(there).await
         }
         MembershipStep::Promote(node) => raft.set_voters(with(node)).await,
         MembershipStep::Demote(node) => raft.set_voters(without(node)).await,

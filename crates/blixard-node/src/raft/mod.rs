@@ -398,13 +398,14 @@ impl Raft {
         while metrics.borrow_watched().current_leader == before && metrics.changed().await.is_ok() {}
     }
 
-    /// Adds a node to the group as a learner.
+    /// Adds nodes to the group as learners, in one change.
     ///
     /// # Errors
     /// When this node does not lead, or the change cannot be written.
-    pub(crate) async fn add_learner(&self, node: NodeId, endpoint: EndpointId) -> anyhow::Result<()> {
-        let member = openraft::BasicNode::new(endpoint);
-        self.raft.add_learner(node.0, member, false).await.with_context(|| format!("add node {node} as a learner"))?;
+    pub(crate) async fn add_learners(&self, nodes: BTreeMap<NodeId, EndpointId>) -> anyhow::Result<()> {
+        let members = nodes.iter().map(|(node, endpoint)| (node.0, openraft::BasicNode::new(endpoint))).collect();
+        let change = ChangeMembers::AddNodes(members);
+        self.raft.change_membership(change, true).await.with_context(|| format!("add learners: {nodes:?}"))?;
         Ok(())
     }
 
