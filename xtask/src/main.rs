@@ -45,6 +45,8 @@ enum Task {
         /// Measure a development build: made in seconds, and several times slower than what users run.
         #[arg(long)]
         dev: bool,
+        #[command(flatten)]
+        swarm: bench::SwarmSize,
     },
     /// Make a package for Debian and its relatives in target/dist, and check it.
     Dist {
@@ -81,7 +83,7 @@ fn main() -> ExitCode {
         Task::Guest { refresh, check } => guest::run(refresh, check),
         Task::Demo { end: Some(dir), .. } => demo::end(&dir),
         Task::Demo { keep, end: None } => demo::run(keep),
-        Task::Bench { name, runs, dev } => bench::run(name.as_deref(), runs, dev),
+        Task::Bench { name, runs, dev, swarm } => bench::run(name.as_deref(), runs, dev, swarm),
         Task::Dist { dev } => dist::run(dev),
         Task::Fuzz { target, seconds, input } => {
             fuzz::run(&fuzz::Request { target: target.as_deref(), seconds, input: input.as_deref() })

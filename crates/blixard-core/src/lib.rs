@@ -37,7 +37,7 @@ pub use ids::{
 };
 pub use image::{DiskFormat, DiskPart, Image, ImageKind, ImageName, Manifest, Part};
 pub use membership::{HEALTHY_WITHIN_MS, LOST_AFTER_MS, MembershipStep, RaftView};
-pub use node::{Capacity, Node, Resources, Settings};
+pub use node::{Capacity, Node, Resources, SITE_LABEL, Settings};
 pub use reconcile::{Action, Ages, LocalImage, LocalView, LocalVm, LocalVmState, Order, Plan, reconcile};
 pub use rejection::Rejection;
 pub use schedule::{NodeVerdict, Verdict};

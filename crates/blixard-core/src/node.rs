@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{EndpointId, NodeId, UnixMs, limits};
 
+/// The label that names where a node is. Nodes of one site take images from each other first.
+pub const SITE_LABEL: &str = "site";
+
 /// An amount of what vms use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, JsonSchema, Serialize, Deserialize)]
 pub struct Resources {

@@ -8,9 +8,11 @@ mod etcd;
 mod failover;
 mod formation;
 mod idle;
+mod lab;
 mod load;
 mod samples;
 mod scale;
+mod swarm;
 mod transfer;
 mod usage;
 mod writes;
@@ -34,6 +36,21 @@ struct Request<'a> {
     interrupt: &'a Interrupt,
     driver: &'a Driver,
     runs: u32,
+    swarm: SwarmSize,
+}
+
+/// How large the swarm of the bench of that name is.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct SwarmSize {
+    /// Of `swarm`: how many nodes receive the image.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=16))]
+    receivers: u32,
+    /// Of `swarm`: the speed of each host's link in Mbit/s.
+    #[arg(long, value_name = "MBIT", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    link_mbit: u32,
+    /// Of `swarm`: the size of the image in MiB.
+    #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    image_mib: u32,
 }
 
 /// A bench by its name.
@@ -57,12 +74,17 @@ const BENCHES: &[Bench] = &[
         about: "an image of 1 GiB to a node from one, two and three holders, beside a bare stream and rsync",
         run: transfer::run,
     },
+    Bench {
+        name: "swarm",
+        about: "an image from one node to many over limited links, beside rsync and HTTP; needs root",
+        run: swarm::run,
+    },
     Bench { name: "scale", about: "what 5, 10, 20 and 50 nodes cost, with the fake driver", run: scale::run },
     Bench { name: "idle", about: "memory and processor of a node at rest, beside etcd", run: idle::run },
 ];
 
 /// Runs one bench.
-pub fn run(name: Option<&str>, runs: u32, dev: bool) -> Result<()> {
+pub fn run(name: Option<&str>, runs: u32, dev: bool, swarm: SwarmSize) -> Result<()> {
     let list = || BENCHES.iter().map(|bench| format!("\n  {:<10} {}", bench.name, bench.about)).collect::<String>();
     let Some(bench) = BENCHES.iter().find(|bench| Some(bench.name) == name) else {
         match name {
@@ -82,7 +104,7 @@ pub fn run(name: Option<&str>, runs: u32, dev: bool) -> Result<()> {
         Some(version) => println!("bench: the comparator is {version}"),
         None => println!("bench: etcd and etcdctl are not on the PATH: there is nothing to compare with"),
     }
-    let request = Request { binary: binaries.blixard(), interrupt: &interrupt, driver: &driver, runs };
+    let request = Request { binary: binaries.blixard(), interrupt: &interrupt, driver: &driver, runs, swarm };
     let findings = (bench.run)(&request)?;
     println!("\n{}", findings.table());
     let path = write(bench, profile, etcd.as_deref(), &findings)?;

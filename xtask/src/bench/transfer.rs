@@ -50,7 +50,7 @@ pub(super) fn run(request: &Request) -> Result<Findings> {
         }
         cluster.wait_for_voters(1, 3, 3)?;
         let file = cluster.dir().join(IMAGE_FILE);
-        write_disk(&file, run).with_context(|| format!("write {}", file.display()))?;
+        write_disk(&file, run, IMAGE_MIB).with_context(|| format!("write {}", file.display()))?;
         let rate = |since: Instant| f64::from(IMAGE_MIB) / since.elapsed().as_secs_f64();
 
         let started = Instant::now();
@@ -121,11 +121,11 @@ fn copies(cluster: &mut Cluster, count: usize) -> Result<Instant> {
 }
 
 /// A raw disk with a boot sector and bytes that do not repeat, so that nothing can be saved on the way.
-fn write_disk(path: &Path, seed: u32) -> Result<()> {
+pub(super) fn write_disk(path: &Path, seed: u32, mib: u32) -> Result<()> {
     let mut file = BufWriter::new(File::create(path)?);
     let mut state = u64::from(seed) << 32 | 0x9e37_79b9;
     let mut block = vec![0; 1 << 20];
-    for number in 0..IMAGE_MIB {
+    for number in 0..mib {
         for word in block.chunks_exact_mut(8) {
             // xorshift: quick, and its period is far longer than any image.
             state ^= state << 13;

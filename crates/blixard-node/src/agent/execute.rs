@@ -3,11 +3,12 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use blixard_core::{Action, Actor, Change, Command, EndpointId, ImageId, Manifest, Order, VmId};
+use blixard_core::{Action, Actor, Change, Command, ImageId, Order, VmId};
 use tracing::{Instrument, info_span};
 
 use super::Agent;
 use super::observe::LaunchFailure;
+use super::sources::sources;
 use crate::clock;
 use crate::metrics::{observe, outcome};
 use crate::trace;
@@ -119,7 +120,8 @@ impl Agent {
     }
 
     async fn fetch(&self, image: ImageId, urgent: bool) {
-        let Some((manifest, sources)) = self.sources(image) else { return };
+        let found = self.inner.raft.read(|state| sources(state, self.inner.me, image));
+        let Some((manifest, sources)) = found else { return };
         let priority = if urgent { Priority::VmWaiting } else { Priority::Copy };
         // Kept before the first byte comes, or what has come could be collected as garbage.
         if let Err(error) = self.inner.images.keep(image, &manifest).await {
@@ -131,24 +133,15 @@ impl Agent {
         self.inner.transfers.want(image, manifest, sources, priority);
     }
 
-    /// Tells a transfer in hand when other nodes hold the image than when it was ordered.
+    /// Tells a transfer in hand when other nodes hold or fetch the image than when it was ordered.
     pub(super) fn refresh_sources(&self, image: ImageId, priority: Priority) {
-        let Some((manifest, sources)) = self.sources(image) else { return };
+        let found = self.inner.raft.read(|state| sources(state, self.inner.me, image));
+        let Some((manifest, sources)) = found else { return };
         if self.desk().sources.get(&image) == Some(&sources) {
             return;
         }
         self.desk().sources.insert(image, sources.clone());
         self.inner.transfers.want(image, manifest, sources, priority);
-    }
-
-    /// What an image is made of and the other nodes that hold and share it; nothing when it is not in the catalog.
-    fn sources(&self, image: ImageId) -> Option<(Manifest, Vec<EndpointId>)> {
-        self.inner.raft.read(|state| {
-            let image = state.images.get(&image)?;
-            let others = image.holders.iter().filter(|node| **node != self.inner.me);
-            let sharing = others.filter_map(|node| state.nodes.get(node)).filter(|node| node.shares_images);
-            Some((image.manifest.clone(), sharing.map(|node| node.endpoint).collect()))
-        })
     }
 
     async fn drop_image(&self, image: ImageId) {

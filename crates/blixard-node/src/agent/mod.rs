@@ -14,20 +14,19 @@
 mod execute;
 mod launch;
 mod observe;
+mod sources;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use blixard_core::{
-    Actor, Ages, Change, Command, EndpointId, ImageId, LocalImage, LocalVmState, NodeId, Note, UnixMs, VmId,
-};
+use blixard_core::{Actor, Ages, Change, Command, ImageId, LocalImage, LocalVmState, NodeId, Note, UnixMs, VmId};
 use blixard_hypervisor::{ConsoleError, Driver, LogChunk, LogError, LogPosition, LogSpan, ObservedVm};
 use tokio::sync::Notify;
 
 use crate::clock;
-use crate::images::Images;
+use crate::images::{Holder, Images};
 use crate::metrics::{AGENT_LOOP, Metrics};
 use crate::raft::{ConsensusError, Raft};
 use crate::transfers::{TransferStatus, Transfers};
@@ -70,7 +69,7 @@ struct Desk {
     importing: BTreeSet<ImageId>,
     complete: BTreeSet<ImageId>,
     /// Where each transfer was last told to fetch from.
-    sources: BTreeMap<ImageId, Vec<EndpointId>>,
+    sources: BTreeMap<ImageId, Vec<Holder>>,
     /// When the blob store was last asked whether it works.
     health_seen: Option<Instant>,
     /// Whether the guests that ran before this process were counted.

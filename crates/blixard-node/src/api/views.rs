@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::raft::Role;
 
+mod peers;
+pub use peers::*;
+
 /// The cluster as one node sees it.
 #[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct ClusterView {

@@ -133,7 +133,8 @@ fn traffic(now: &mut Registry, seen: &Seen, nodes: &BTreeMap<blixard_core::Endpo
     now.register("transport_refused", "Connections refused at the handshake", refused);
     let round_trips = Fractions::<1>::default();
     // Members only: the keys of clients and strangers are without number.
-    for (endpoint, time) in &traffic.round_trips {
+    let times = traffic.peers.iter().filter_map(|(endpoint, with)| Some((endpoint, with.round_trip?)));
+    for (endpoint, time) in times {
         if let Some(node) = nodes.get(endpoint) {
             round_trips.get_or_create(&[("node", node.to_string().into())]).set(time.as_secs_f64());
         }

@@ -1,20 +1,23 @@
 //! Fetching an image from every holder at once.
 //!
-//! What is missing is cut into pieces; each source has a few workers that take the next piece that their source has. A
-//! source that fails or stalls gives back what it did not deliver and is left out of this fetch. The store checks each
-//! 16 KiB before it writes them, so nothing that arrives twice, late or wrong does harm, and what was verified is never
-//! asked for again, by this fetch or by one after a crash.
+//! What is missing is cut into pieces; each source has a few workers that do what the plan says (`plan/`). Sources are the
+//! nodes that hold the image and those that are fetching it, which serve what they have so far; more may become known while
+//! the fetch runs. One that fails or stalls gives back what it did not deliver, and rests. The store checks each 16 KiB
+//! before it writes them, so nothing that arrives twice, late or wrong does harm, and what was verified is never asked for
+//! again, by this fetch or by one after a crash.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use blixard_core::{BlobHash, EndpointId, Manifest, Part};
 use iroh_blobs::Hash;
-use iroh_blobs::api::blobs::{Bitfield, BlobStatus};
+use iroh_blobs::api::blobs::BlobStatus;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::pieces::Piece;
-use super::workers::{Failure, Job};
+use super::holders::Holder;
+use super::plan::Blob;
+use super::workers::Job;
 use super::{BlobError, Images, NoSpace};
 
 /// How far a fetch is.
@@ -78,43 +81,43 @@ impl From<BlobError> for FetchError {
 
 impl Images {
     /// Fetches what is missing of an image, which must be kept already (see [`Self::keep`]), and seals its parts.
-    /// `progress` is overwritten. Dropping the future ends the fetch; what was verified stays.
+    /// Holders that are named later on are asked as well. `progress` is overwritten. Dropping the future ends the fetch; what
+    /// was verified stays.
     ///
     /// # Errors
     /// When no source delivers, this node's disk fails or is full, or the manifest is wrong.
     pub(crate) async fn fetch(
         &self,
         manifest: &Manifest,
-        sources: &[EndpointId],
+        holders: watch::Receiver<Vec<Holder>>,
         progress: &watch::Sender<Progress>,
     ) -> Result<(), FetchError> {
         let mut parts = manifest.parts();
-        let mut seen = std::collections::BTreeSet::new();
+        let mut seen = BTreeSet::new();
         parts.retain(|part| seen.insert(part.hash));
-        let mut here = Vec::new();
+        let mut blobs = Vec::new();
         let mut here_before = Vec::new();
+        let (mut bytes_total, mut bytes_missing) = (0u64, 0u64);
         for part in &parts {
             if part.bytes == 0 {
                 return Err(FetchError::EmptyPart(part.hash));
             }
+            bytes_total = bytes_total.saturating_add(part.bytes);
             if self.complete_bytes(part.hash).await?.is_some() {
                 here_before.push(part.hash);
                 continue;
             }
-            here.push((*part, self.present(part.hash).await?));
+            let present = self.present(part.hash).await?;
+            bytes_missing = bytes_missing.saturating_add(part.bytes.saturating_sub(present.total_bytes()));
+            blobs.push(Blob { hash: part.hash, bytes: part.bytes, present: present.ranges });
         }
         // Before anything is cut into pieces: what fits on this disk is a bounded number of them.
-        let missing = here.iter().map(|(part, present)| part.bytes.saturating_sub(present.total_bytes()));
-        let missing = missing.fold(0, u64::saturating_add);
-        self.check_space(missing).await?;
-        let cut = |(part, present): &(Part, Bitfield)| Piece::of_blob(part.hash, part.bytes, &present.ranges);
-        let pieces: Vec<_> = here.iter().flat_map(cut).collect();
-        let bytes_total = parts.iter().fold(0u64, |sum, part| sum.saturating_add(part.bytes));
-        let bytes_missing = pieces.iter().map(Piece::bytes).fold(0, u64::saturating_add);
-        let bytes_done = bytes_total.saturating_sub(bytes_missing);
+        self.check_space(bytes_missing).await?;
+        let job = Job::new(self.clone(), &blobs, progress.clone());
+        let bytes_done = bytes_total.saturating_sub(job.missing_bytes());
         progress.send_replace(Progress { bytes_done, bytes_total, bytes_received: 0, sources: 0 });
-        if !pieces.is_empty() {
-            self.fetch_pieces(pieces, sources, progress).await?;
+        if !job.is_done() {
+            self.fetch_pieces(Arc::new(job), holders).await?;
         }
         for part in &parts {
             self.settle(*part, here_before.contains(&part.hash)).await?;
@@ -122,42 +125,31 @@ impl Images {
         Ok(())
     }
 
-    async fn fetch_pieces(
-        &self,
-        pieces: Vec<Piece>,
-        sources: &[EndpointId],
-        progress: &watch::Sender<Progress>,
-    ) -> Result<(), FetchError> {
-        let own = self.inner.transport.id();
-        let sources: std::collections::BTreeSet<_> = sources.iter().filter(|source| **source != own).copied().collect();
-        if sources.is_empty() {
-            return Err(FetchError::NoSource);
-        }
-        let job = Arc::new(Job::new(self.clone(), pieces, progress.clone()));
+    async fn fetch_pieces(&self, job: Arc<Job>, mut holders: watch::Receiver<Vec<Holder>>) -> Result<(), FetchError> {
+        let mut known = BTreeSet::from([self.inner.transport.id()]);
         let mut serving = JoinSet::new();
-        for source in sources {
-            let job = job.clone();
-            serving.spawn(async move { (source, job.serve(source).await) });
-        }
-        let mut failed = Vec::new();
-        while let Some(ended) = serving.join_next().await {
+        loop {
+            for holder in holders.borrow_and_update().iter() {
+                if known.insert(holder.endpoint) {
+                    job.expect(*holder);
+                    serving.spawn(job.clone().serve(*holder));
+                }
+            }
+            let ended = tokio::select! {
+                ended = serving.join_next() => ended,
+                reasons = job.exhausted() => return Err(FetchError::AllSourcesFailed(reasons)),
+                // Whoever knows of holders is gone; those that are known do.
+                Ok(()) = holders.changed() => continue,
+            };
             match ended {
-                Ok((_, Ok(()))) => {}
-                Ok((source, Err(Failure::Source(reason)))) => {
-                    tracing::debug!(source = %source.short(), reason, "source left out of a fetch");
-                    failed.push((source, reason));
-                }
-                Ok((_, Err(Failure::Local(FetchError::Storage(reason))))) => {
-                    return Err(self.local_failure(reason).await);
-                }
-                Ok((_, Err(Failure::Local(error)))) => return Err(error),
-                Err(error) => return Err(FetchError::Storage(format!("a fetch ended in a panic: {error}"))),
-            }
-            if job.is_done() {
-                return Ok(());
+                None => return Err(FetchError::NoSource),
+                Some(Ok(Ok(()))) if job.is_done() => return Ok(()),
+                Some(Ok(Ok(()))) => {}
+                Some(Ok(Err(FetchError::Storage(reason)))) => return Err(self.local_failure(reason).await),
+                Some(Ok(Err(error))) => return Err(error),
+                Some(Err(error)) => return Err(FetchError::Storage(format!("a fetch ended in a panic: {error}"))),
             }
         }
-        Err(FetchError::AllSourcesFailed(failed))
     }
 
     /// The store does not say why it cannot write. A disk without space left is the one reason that can be looked up.

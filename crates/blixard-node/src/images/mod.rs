@@ -23,19 +23,22 @@ mod fetch;
 mod holders;
 mod import;
 mod keep;
-mod pieces;
+mod orders;
+mod plan;
 mod seal;
 mod space;
+mod standing;
 #[cfg(test)]
 pub(crate) mod tests;
 mod workers;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use blixard_core::{BlobHash, Manifest};
+use blixard_core::{BlobHash, EndpointId, Manifest};
 use iroh_blobs::api::blobs::BlobStatus;
 use iroh_blobs::provider::events::{EventMask, EventSender, RequestMode};
 use iroh_blobs::store::fs::FsStore;
@@ -47,11 +50,14 @@ use crate::damage::check_database;
 use crate::transport::{Handler, Transport};
 
 pub(crate) use fetch::{FetchError, Progress};
+pub(crate) use holders::Holder;
 pub(crate) use import::{ImportError, ImportedBlob};
 pub(crate) use space::NoSpace;
+pub(crate) use standing::{SCORE_MAX, Standing};
 
 use collect::Collector;
 use import::Imports;
+use standing::Standings;
 
 /// The store's database, beside the folder with the blobs.
 const DATABASE: &str = "blobs.db";
@@ -101,6 +107,7 @@ struct Inner {
     transport: Transport,
     collector: Collector,
     imports: Imports,
+    standings: Standings,
 }
 
 impl Images {
@@ -149,7 +156,8 @@ impl Images {
             .map_err(|error| anyhow::anyhow!("{error:#}"))
             .with_context(|| format!("open blob store in {}", dir.display()))?;
         let imports = Imports::new(files.temp_path.clone());
-        let inner = Inner { store, files, transport, collector, imports };
+        let standings = Standings::default();
+        let inner = Inner { store, files, transport, collector, imports, standings };
         let images = Self { inner: Arc::new(inner) };
         images.remove_leftovers().await.with_context(|| format!("tidy the blob store in {}", dir.display()))?;
         Ok(images)
@@ -202,6 +210,11 @@ impl Images {
             sum = sum.saturating_add(present.total_bytes().min(part.bytes));
         }
         Ok(sum)
+    }
+
+    /// How well other nodes have served this one since it started, by their keys.
+    pub(crate) fn standings(&self) -> BTreeMap<EndpointId, Standing> {
+        self.inner.standings.all()
     }
 
     /// Whether blobs that no image keeps are still being removed. Once this is false it stays so until the node restarts,

@@ -4,6 +4,7 @@
 mod crash;
 mod fetching;
 mod keeping;
+mod swarm;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use tokio::sync::watch;
 
-use super::{FetchError, Images, ImportedBlob, Progress};
+use super::{FetchError, Holder, Images, ImportedBlob, Progress};
 use crate::transport::{Handler, Protocol, SecretKey, Transport, TransportConfig};
 
 /// No test takes anywhere near this long; one that does is stuck.
@@ -63,20 +64,30 @@ impl TestNode {
 
     pub(crate) async fn fetch(&self, manifest: &Manifest, sources: &[&Self]) -> Result<Progress, FetchError> {
         let sources: Vec<_> = sources.iter().map(|source| source.id()).collect();
-        self.images.keep(manifest.id(), manifest).await.unwrap();
         let progress = watch::Sender::default();
-        in_time(self.images.fetch(manifest, &sources, &progress)).await?;
+        self.fetch_from(manifest, &sources, &progress).await?;
         Ok(*progress.borrow())
+    }
+
+    /// Fetches from nodes that are said to have all of it.
+    pub(crate) async fn fetch_from(
+        &self,
+        manifest: &Manifest,
+        sources: &[EndpointId],
+        progress: &watch::Sender<Progress>,
+    ) -> Result<(), FetchError> {
+        self.images.keep(manifest.id(), manifest).await.unwrap();
+        let (_, holders) = watch::channel(sources.iter().copied().map(whole).collect());
+        in_time(self.images.fetch(manifest, holders, progress)).await
     }
 
     /// Fetches until so many bytes of the image are here, and no more.
     pub(crate) async fn fetch_part(&self, manifest: &Manifest, source: &Self, bytes: u64) {
-        self.images.keep(manifest.id(), manifest).await.unwrap();
         let progress = watch::Sender::default();
         let mut seen = progress.subscribe();
         let sources = [source.id()];
         tokio::select! {
-            ended = self.images.fetch(manifest, &sources, &progress) => panic!("it ended too soon: {ended:?}"),
+            ended = self.fetch_from(manifest, &sources, &progress) => panic!("it ended too soon: {ended:?}"),
             seen = seen.wait_for(|progress| progress.bytes_done >= bytes) => { seen.unwrap(); }
         }
     }
@@ -124,6 +135,11 @@ pub(crate) async fn members<const N: usize>() -> [TestNode; N] {
     }
     introduce(&nodes.iter().map(|node| &node.transport).collect::<Vec<_>>());
     nodes.try_into().ok().unwrap()
+}
+
+/// A node that is said to have all of an image.
+pub(crate) fn whole(endpoint: EndpointId) -> Holder {
+    Holder { endpoint, is_whole: true, same_site: None }
 }
 
 pub(crate) fn disk(part: Part) -> Manifest {

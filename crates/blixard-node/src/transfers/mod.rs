@@ -19,13 +19,13 @@ mod work;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use blixard_core::{EndpointId, ImageId, Manifest};
+use blixard_core::{ImageId, Manifest};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
-use crate::images::{FetchError, Images, Progress};
+use crate::images::{FetchError, Holder, Images, Progress};
 use crate::metrics::Metrics;
 
 use queue::Queue;
@@ -75,7 +75,8 @@ type Fetch = Arc<dyn Fn(Order) -> BoxFuture<'static, Result<(), String>> + Send 
 struct Order {
     image: ImageId,
     manifest: Manifest,
-    sources: Vec<EndpointId>,
+    /// Who has the image; more may become known while it is fetched.
+    sources: watch::Receiver<Vec<Holder>>,
     progress: watch::Sender<Progress>,
 }
 
@@ -139,9 +140,9 @@ impl Transfers {
     }
 
     /// Wants an image here. To want it again names its sources anew and can make it more urgent, and otherwise changes
-    /// nothing; sources named while it runs count from its next attempt on. A failed transfer is tried at once when it
-    /// becomes more urgent or gets a source that it did not have.
-    pub(crate) fn want(&self, image: ImageId, manifest: Manifest, sources: Vec<EndpointId>, priority: Priority) {
+    /// nothing; one that runs learns of them at once. A failed transfer is tried at once when it becomes more urgent or gets
+    /// a source that it did not have.
+    pub(crate) fn want(&self, image: ImageId, manifest: Manifest, sources: Vec<Holder>, priority: Priority) {
         if self.shared.queue().want(image, manifest, sources, priority) {
             self.shared.tell();
         }
@@ -196,7 +197,7 @@ impl Shared {
 
 async fn fetch(images: Images, order: Order, metrics: Arc<Metrics>) -> Result<(), String> {
     images.keep(order.image, &order.manifest).await.map_err(|error| format!("{error:#}"))?;
-    let fetched = images.fetch(&order.manifest, &order.sources, &order.progress).await;
+    let fetched = images.fetch(&order.manifest, order.sources, &order.progress).await;
     metrics.fetched_bytes.inc_by(order.progress.borrow().bytes_received);
     if let Err(FetchError::Damaged(_)) = &fetched {
         // The store replaces nothing that it takes for whole: the next attempt begins after it was removed.

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use blixard_core::{EndpointId, ImageId, Manifest};
+use blixard_core::{ImageId, Manifest};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use super::{Order, Priority, TransferState, TransferStatus};
-use crate::images::Progress;
+use crate::images::{Holder, Progress};
 
 /// Transfers at once. Each fetches from several sources already: more of them would only all be slow.
 pub(super) const RUNNING_MAX: usize = 3;
@@ -22,7 +22,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 struct Transfer {
     manifest: Manifest,
-    sources: Vec<EndpointId>,
+    sources: watch::Sender<Vec<Holder>>,
     priority: Priority,
     /// Tells a transfer from an earlier one of the same image; among equals the lower is first.
     number: u64,
@@ -66,22 +66,24 @@ impl Queue {
         &mut self,
         image: ImageId,
         manifest: Manifest,
-        sources: Vec<EndpointId>,
+        sources: Vec<Holder>,
         priority: Priority,
     ) -> bool {
         let Some(known) = self.transfers.get_mut(&image) else {
             self.last_number += 1;
             let progress = watch::Sender::new(Progress { bytes_total: manifest.bytes(), ..Progress::default() });
-            let (number, state) = (self.last_number, State::Queued);
+            let (number, state, sources) = (self.last_number, State::Queued, watch::Sender::new(sources));
             let transfer =
                 Transfer { manifest, sources, priority, number, progress, state, failures: 0, failure: None };
             self.transfers.insert(image, transfer);
             return true;
         };
         let is_raised = priority > known.priority;
-        let has_new_source = sources.iter().any(|source| !known.sources.contains(source));
+        let has_new_source = sources.iter().any(|source| !known.sources.borrow().contains(source));
         known.priority = known.priority.max(priority);
-        known.sources = sources;
+        if *known.sources.borrow() != sources {
+            known.sources.send_replace(sources);
+        }
         if (is_raised || has_new_source) && !known.is_running() {
             known.state = State::Queued;
         }
@@ -137,7 +139,7 @@ impl Queue {
         let (image, next) = due.min_by_key(|(_, transfer)| (std::cmp::Reverse(transfer.priority), transfer.number))?;
         next.state = State::Running(None);
         next.progress.send_modify(|progress| progress.bytes_received = 0);
-        let (manifest, sources) = (next.manifest.clone(), next.sources.clone());
+        let (manifest, sources) = (next.manifest.clone(), next.sources.subscribe());
         Some((next.number, Order { image: *image, manifest, sources, progress: next.progress.clone() }))
     }
 
@@ -194,18 +196,18 @@ fn backoff(failures: u32, spread: u8) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use blixard_core::{BlobHash, Part};
+    use blixard_core::{BlobHash, EndpointId, Part};
 
     use super::*;
-    use crate::images::tests::disk;
+    use crate::images::tests::{disk, whole};
 
     fn image(number: u8) -> (ImageId, Manifest) {
         let manifest = disk(Part { hash: BlobHash([number; 32]), bytes: 7 });
         (manifest.id(), manifest)
     }
 
-    fn source(number: u8) -> EndpointId {
-        EndpointId([number; 32])
+    fn source(number: u8) -> Holder {
+        whole(EndpointId([number; 32]))
     }
 
     /// Wants an image of that number from source 1.
@@ -264,7 +266,9 @@ mod tests {
         assert_eq!(start(&mut queue, now), None);
         assert!(queue.want(id, manifest, vec![source(2)], Priority::Copy));
         let (number, order) = queue.start(now).expect("a new source is tried at once");
-        assert_eq!(order.sources, [source(2)]);
+        assert_eq!(*order.sources.borrow(), [source(2)]);
+        assert!(queue.want(id, order.manifest, vec![source(2), source(3)], Priority::Copy));
+        assert_eq!(order.sources.borrow().len(), 2, "one that runs learns of new sources");
         queue.ended(id, number, Err("gone".into()), now, 0);
         assert_eq!(queue.next_retry(now), Some(now + BACKOFF_MIN), "half of twice the first wait");
         assert_eq!(start(&mut queue, now + BACKOFF_MIN), Some(id));

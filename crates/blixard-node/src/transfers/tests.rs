@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use blixard_core::{BlobHash, Part};
+use blixard_core::{BlobHash, EndpointId, Part};
 
 use super::*;
-use crate::images::tests::{TestNode, disk, eventually, introduce, members, random};
+use crate::images::tests::{TestNode, disk, eventually, introduce, members, random, whole};
 use crate::metrics::outcome;
 
 const MIB: usize = 1 << 20;
@@ -41,12 +41,12 @@ async fn a_failed_transfer_is_tried_again_even_after_a_panic() {
     let panics = async { panic!("on purpose") }.boxed();
     let transfers = scripted(vec![fails, panics, async { Ok(()) }.boxed()]);
     let (id, manifest) = image(1);
-    transfers.want(id, manifest.clone(), vec![EndpointId([1; 32])], Priority::Copy);
+    transfers.want(id, manifest.clone(), vec![whole(EndpointId([1; 32]))], Priority::Copy);
     until(&transfers, "it failed", || {
         matches!(transfers.status(id).map(|status| status.state), Some(TransferState::Failed { attempts: 1, .. }))
     })
     .await;
-    transfers.want(id, manifest.clone(), vec![EndpointId([1; 32])], Priority::VmWaiting);
+    transfers.want(id, manifest.clone(), vec![whole(EndpointId([1; 32]))], Priority::VmWaiting);
     until(&transfers, "it failed again", || {
         matches!(transfers.status(id).map(|status| status.state), Some(TransferState::Failed { attempts: 2, .. }))
     })
@@ -68,7 +68,7 @@ async fn the_worker_outlives_its_own_panic() {
     };
     let transfers = Transfers::with(Arc::new(fetch), Arc::default());
     let (id, manifest) = image(1);
-    transfers.want(id, manifest, vec![EndpointId([1; 32])], Priority::Copy);
+    transfers.want(id, manifest, vec![whole(EndpointId([1; 32]))], Priority::Copy);
     eventually("the transfer is done", || async { transfers.status(id).is_none() }).await;
     assert_eq!(transfers.shared.metrics.transfer_panics.get(), 1);
 }
@@ -97,7 +97,7 @@ async fn cancelling_and_shutting_down_end_what_runs() {
     );
     let ids = [1, 2].map(|number| {
         let (id, manifest) = image(number);
-        transfers.want(id, manifest, vec![EndpointId([1; 32])], Priority::VmWaiting);
+        transfers.want(id, manifest, vec![whole(EndpointId([1; 32]))], Priority::VmWaiting);
         id
     });
     let runs = |id| transfers.status(id).is_some_and(|status| status.state == TransferState::Running);
@@ -117,14 +117,14 @@ async fn an_image_arrives_once_a_source_can_be_reached() {
     let manifest = source.import_disk(&content).await;
     let late = TestNode::start().await;
     let transfers = Transfers::new(target.images.clone(), Arc::default());
-    transfers.want(manifest.id(), manifest.clone(), vec![late.id()], Priority::VmWaiting);
+    transfers.want(manifest.id(), manifest.clone(), vec![whole(late.id())], Priority::VmWaiting);
     until(&transfers, "it failed", || {
         matches!(transfers.status(manifest.id()).map(|status| status.state), Some(TransferState::Failed { .. }))
     })
     .await;
     assert!(target.images.kept().await.unwrap().contains(&manifest.id()));
     introduce(&[&source.transport, &target.transport, &late.transport]);
-    transfers.want(manifest.id(), manifest.clone(), vec![source.id(), late.id()], Priority::VmWaiting);
+    transfers.want(manifest.id(), manifest.clone(), vec![whole(source.id()), whole(late.id())], Priority::VmWaiting);
     until(&transfers, "it is here", || transfers.status(manifest.id()).is_none()).await;
     assert!(target.images.is_complete(&manifest).await.unwrap());
     assert!(target.content(&manifest).await == content);
@@ -141,7 +141,7 @@ async fn a_damaged_copy_is_replaced() {
     // Not sealed, as after a power cut.
     std::fs::write(&path, vec![0; MIB]).unwrap();
     let transfers = Transfers::new(target.images.clone(), Arc::default());
-    transfers.want(manifest.id(), manifest.clone(), vec![source.id()], Priority::Copy);
+    transfers.want(manifest.id(), manifest.clone(), vec![whole(source.id())], Priority::Copy);
     until(&transfers, "it is here again", || transfers.status(manifest.id()).is_none()).await;
     assert!(target.content(&manifest).await == content);
 }

@@ -64,7 +64,7 @@ fn start_due(shared: &Arc<Shared>, running: &mut JoinSet<Ended>) {
     loop {
         let Some((number, order)) = shared.queue().start(Instant::now()) else { return };
         let image = order.image;
-        tracing::debug!(image = %image.short(), sources = order.sources.len(), "transfer begins");
+        tracing::debug!(image = %image.short(), sources = order.sources.borrow().len(), "transfer begins");
         let fetch = std::panic::AssertUnwindSafe((shared.fetch)(order)).catch_unwind();
         let panicked = shared.clone();
         let task = running.spawn(async move {

@@ -43,8 +43,21 @@ pub(crate) struct Traffic {
     pub(crate) received_bytes: BTreeMap<PathKind, u64>,
     /// Connections refused at the handshake since the process started.
     pub(crate) refused: u64,
-    /// The shortest round trip to each peer with an open connection.
-    pub(crate) round_trips: BTreeMap<EndpointId, Duration>,
+    /// What goes between this endpoint and each peer with an open connection.
+    pub(crate) peers: BTreeMap<EndpointId, PeerTraffic>,
+}
+
+/// What the open connections with one peer carry.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PeerTraffic {
+    /// The best path of any of them.
+    pub(crate) path: PathKind,
+    /// The shortest round trip.
+    pub(crate) round_trip: Option<Duration>,
+    /// Bytes sent on them.
+    pub(crate) sent_bytes: u64,
+    /// Bytes received on them.
+    pub(crate) received_bytes: u64,
 }
 
 /// Connections that were allowed, for as long as they are open. Cheap to clone.
@@ -103,11 +116,14 @@ impl Transport {
                 .as_ref()
                 .map_or(PathKind::None, |path| if path.is_relay() { PathKind::Relay } else { PathKind::Direct });
             *traffic.connections.entry((protocol, kind)).or_default() += 1;
-            if let Some(path) = selected {
-                let peer = EndpointId(*connection.remote_id().as_bytes());
-                let shortest = traffic.round_trips.entry(peer).or_insert(Duration::MAX);
-                *shortest = path.rtt().min(*shortest);
-            }
+            let nothing = PeerTraffic { path: kind, round_trip: None, sent_bytes: 0, received_bytes: 0 };
+            let peer = EndpointId(*connection.remote_id().as_bytes());
+            let with = traffic.peers.entry(peer).or_insert(nothing);
+            let (carried, round_trip) = (connection.stats(), selected.map(|path| path.rtt()));
+            with.path = with.path.min(kind);
+            with.round_trip = with.round_trip.into_iter().chain(round_trip).min();
+            with.sent_bytes = with.sent_bytes.saturating_add(carried.udp_tx.bytes);
+            with.received_bytes = with.received_bytes.saturating_add(carried.udp_rx.bytes);
         }
         traffic
     }

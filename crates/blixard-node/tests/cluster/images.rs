@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use blixard_core::NodeId;
 use blixard_node::Node;
-use blixard_node::api::{Client, FaultKind, ImageView};
+use blixard_node::api::{Client, FaultKind, ImageView, PeerPath};
 use bytes::BytesMut;
 use futures::TryStreamExt;
 
@@ -99,6 +99,33 @@ async fn an_image_spreads_is_fetched_where_it_is_needed_and_goes_everywhere() {
     // The name is free, and so is the content.
     import(&clients[2], "tiny", content).await;
     holders(&client, "tiny", 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_tells_what_came_from_whom_and_how_it_finds_the_others() {
+    let bench = Bench::new();
+    let settings = [("cluster.copies", "3"), ("labels", "site=lab")];
+    let (configs, nodes, client) = bench.cluster(3, &settings, 3).await;
+    let clients = clients(&bench, &nodes).await;
+    import(&client, "tiny", kernel(1, CONTENT_BYTES)).await;
+    holders(&client, "tiny", 3).await;
+    let mut came = 0;
+    for (at, client) in clients.iter().enumerate() {
+        let peers = client.peers().await.unwrap();
+        let others: Vec<NodeId> = configs.iter().map(|config| config.id).filter(|id| *id != configs[at].id).collect();
+        assert_eq!(peers.iter().map(|peer| peer.node).collect::<Vec<_>>(), others);
+        for peer in &peers {
+            assert_eq!((peer.site.as_deref(), peer.lies), (Some("lab"), 0), "{peer:?}");
+            // All speak with the one that leads; others may have nothing to say to each other.
+            if at == 0 || peer.node == NodeId(1) {
+                assert_eq!(peer.path, PeerPath::Direct, "{peer:?}");
+                assert!(peer.round_trip_us.is_some_and(|time| time > 0), "{peer:?}");
+                assert!(peer.sent_bytes > 0 && peer.received_bytes > 0, "{peer:?}");
+            }
+        }
+        came += peers.iter().map(|peer| peer.content_bytes).sum::<u64>();
+    }
+    assert!(came >= 2 * CONTENT_BYTES as u64, "two nodes fetched all of it, and {came} bytes came");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -20,6 +20,7 @@ const EXPECTED: &[(&str, &str, ClientRole)] = &[
     ("PUT", "/v1/cluster/settings", Admin),
     ("POST", "/v1/cluster/leave", Admin),
     ("POST", "/v1/nodes/{node}/remove", Admin),
+    ("GET", "/v1/peers", Viewer),
     ("GET", "/v1/events", Viewer),
     ("GET", "/v1/events/watch", Viewer),
     ("GET", "/v1/tokens", Admin),

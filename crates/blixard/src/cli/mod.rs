@@ -17,6 +17,7 @@ mod image;
 mod log;
 mod node;
 mod output;
+mod peer;
 mod progress;
 mod shell;
 mod status;
@@ -74,6 +75,9 @@ enum Verb {
     /// Import, list and export what vms boot from.
     #[command(subcommand)]
     Image(image::Verb),
+    /// See how nodes find each other as sources of images.
+    #[command(subcommand)]
+    Peer(peer::Verb),
     /// Create, run and watch virtual machines.
     #[command(subcommand)]
     Vm(vm::Verb),
@@ -112,7 +116,7 @@ impl Verb {
             Self::Node(_) | Self::Config(_) | Self::Client(_) => true,
             Self::Completions(_) | Self::Man(_) | Self::Guard { .. } => true,
             Self::Api(verb) => matches!(verb, api::Verb::Openapi),
-            Self::Cluster(_) | Self::Image(_) | Self::Vm(_) | Self::Events(_) => false,
+            Self::Cluster(_) | Self::Image(_) | Self::Peer(_) | Self::Vm(_) | Self::Events(_) => false,
         }
     }
 }
@@ -212,6 +216,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Api(verb) => ask(&words, api::run(node, verb)),
         Verb::Cluster(verb) => ask(&words, cluster::run(node, verb)),
         Verb::Image(verb) => ask(&words, image::run(node, verb)),
+        Verb::Peer(verb) => ask(&words, peer::run(node, verb)),
         Verb::Vm(verb) => ask(&words, vm::run(node, verb)),
         Verb::Events(events) => ask(&words, events::run(node, events)),
     };

@@ -1,11 +1,11 @@
-//! Requests about who may join, who may ask, and who asked for what.
+//! Requests about who may join, who may ask, who asked for what, and how nodes find each other.
 
 use blixard_core::{EndpointId, TokenId};
 use futures::Stream;
 use http::Method;
 
 use super::{Client, ClientError, lines_of};
-use crate::api::views::{AuditView, ClientView, CreateToken, CreatedToken, GrantClient, TokenView};
+use crate::api::views::{AuditView, ClientView, CreateToken, CreatedToken, GrantClient, PeerView, TokenView};
 
 impl Client {
     /// Makes a join token.
@@ -54,6 +54,14 @@ impl Client {
     /// See [`ClientError`].
     pub async fn revoke_client(&self, client: EndpointId) -> Result<(), ClientError> {
         self.call(Method::DELETE, &format!("/v1/clients/{client}"), None::<&()>).await
+    }
+
+    /// The other nodes as the asked one finds them.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn peers(&self) -> Result<Vec<PeerView>, ClientError> {
+        self.get("/v1/peers").await
     }
 
     /// The last entries of the audit trail, oldest first.

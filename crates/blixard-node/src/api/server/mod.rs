@@ -11,6 +11,7 @@ mod images;
 mod logs;
 mod openapi;
 mod peer;
+mod peers;
 pub(super) mod routes;
 pub(crate) mod tokens;
 mod view;

@@ -18,10 +18,11 @@ use schemars::SchemaGenerator;
 
 use super::extract::{Inputs, Operation, reader};
 use super::openapi::{Answer, Document, bytes, console, json, lines};
-use super::{Server, audit, clients, cluster, events, images, logs, tokens, vms};
+use super::{Server, audit, clients, cluster, events, images, logs, peers, tokens, vms};
 use crate::api::fault::{Fault, FaultKind};
 use crate::api::views::{
-    AuditView, BlobView, ClientView, ClusterView, CreatedToken, EventView, ExplainView, ImageView, TokenView, VmView,
+    AuditView, BlobView, ClientView, ClusterView, CreatedToken, EventView, ExplainView, ImageView, PeerView, TokenView,
+    VmView,
 };
 use crate::transport::http::Caller;
 
@@ -86,6 +87,14 @@ fn table() -> Vec<Route> {
             cluster::remove,
             "Remove a node from the cluster.",
             json::<()>,
+        ),
+        route(
+            Viewer,
+            Method::GET,
+            "/v1/peers",
+            peers::list,
+            "List the other nodes as the asked one finds them, as sources of images.",
+            json::<Vec<PeerView>>,
         ),
         route(Viewer, Method::GET, "/v1/events", events::list, "List what happened.", json::<Vec<EventView>>),
         route(Viewer, Method::GET, "/v1/events/watch", events::watch, "Follow what happens.", lines::<EventView>),

@@ -17,12 +17,11 @@ async fn fetch_and_die(task: &str) {
     let (dir, source, manifest): (PathBuf, PeerAddress, Manifest) = serde_json::from_str(task).unwrap();
     let node = TestNode::start_in(&dir.join("images"), load_or_create_key(&dir.join("key")).unwrap()).await;
     node.transport.learn(&source);
-    node.images.keep(manifest.id(), &manifest).await.unwrap();
     let progress = watch::Sender::<Progress>::default();
     let mut seen = progress.subscribe();
     let sources = [source.endpoint];
     tokio::select! {
-        ended = node.images.fetch(&manifest, &sources, &progress) => panic!("it ended too soon: {ended:?}"),
+        ended = node.fetch_from(&manifest, &sources, &progress) => panic!("it ended too soon: {ended:?}"),
         seen = seen.wait_for(|progress| progress.bytes_done >= manifest.bytes() / 2) => {
             seen.unwrap();
             kill(Pid::this(), Signal::SIGKILL).unwrap();

@@ -51,20 +51,13 @@ async fn three_sources_of_which_one_dies_and_one_has_a_part() {
     let part_bytes = part.images.local_bytes(&manifest).await.unwrap();
     assert!(part_bytes > 0 && !part.images.is_complete(&manifest).await.unwrap());
 
-    target.images.keep(manifest.id(), &manifest).await.unwrap();
     let progress = watch::Sender::<Progress>::default();
-    let (mut seen, mut seen_more) = (progress.subscribe(), progress.subscribe());
+    let mut seen = progress.subscribe();
     let sources = [whole.id(), dying.id(), part.id()];
-    let (fetched, (), ()) = tokio::join!(
-        in_time(target.images.fetch(&manifest, &sources, &progress)),
-        async {
-            seen.wait_for(|progress| progress.bytes_done >= 16 << 20).await.unwrap();
-            dying.transport.close().await;
-        },
-        async {
-            seen_more.wait_for(|progress| progress.sources == 3).await.unwrap();
-        }
-    );
+    let (fetched, ()) = tokio::join!(target.fetch_from(&manifest, &sources, &progress), async {
+        seen.wait_for(|progress| progress.bytes_done >= 16 << 20 && progress.sources == 3).await.unwrap();
+        dying.transport.close().await;
+    });
     fetched.unwrap();
     assert_eq!(progress.borrow().bytes_done, manifest.bytes());
     assert!(target.content(&manifest).await == content);
@@ -158,9 +151,8 @@ async fn without_a_source_that_answers_the_reasons_are_told() {
         matches!(target.fetch(&manifest, &[&target]).await.unwrap_err(), FetchError::NoSource),
         "a node is no source of itself"
     );
-    target.images.keep(manifest.id(), &manifest).await.unwrap();
     let unknown: EndpointId = SecretKey::generate().id();
-    let error = target.images.fetch(&manifest, &[unknown], &watch::Sender::default()).await.unwrap_err();
+    let error = target.fetch_from(&manifest, &[unknown], &watch::Sender::default()).await.unwrap_err();
     assert!(error.to_string().contains(&unknown.short()), "{error}");
 }
 
@@ -173,10 +165,9 @@ async fn a_source_that_says_nothing_is_left_out() {
     .await;
     introduce(&[&source.transport, &target.transport, &mute]);
     let manifest = source.import_disk(&random(6, MIB)).await;
-    target.images.keep(manifest.id(), &manifest).await.unwrap();
-    let error = target.images.fetch(&manifest, &[mute.id()], &watch::Sender::default()).await.unwrap_err();
+    let error = target.fetch_from(&manifest, &[mute.id()], &watch::Sender::default()).await.unwrap_err();
     assert!(only_reason(error).contains("nothing of what is missing"));
-    target.images.fetch(&manifest, &[mute.id(), source.id()], &watch::Sender::default()).await.unwrap();
+    target.fetch_from(&manifest, &[mute.id(), source.id()], &watch::Sender::default()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -201,14 +192,11 @@ async fn a_source_that_stalls_gives_its_pieces_back() {
     introduce(&[&source.transport, &target.transport, &other.transport, &stalling]);
     let content = random(9, 80 * MIB);
     let manifest = source.import_disk(&content).await;
-    for node in [&target, &other] {
-        node.images.keep(manifest.id(), &manifest).await.unwrap();
-    }
     let (both, alone) = ([stalling.id(), source.id()], [stalling.id()]);
     let (progress, progress_alone) = (watch::Sender::default(), watch::Sender::default());
     let (fetched, failed) = tokio::join!(
-        in_time(target.images.fetch(&manifest, &both, &progress)),
-        in_time(other.images.fetch(&manifest, &alone, &progress_alone))
+        target.fetch_from(&manifest, &both, &progress),
+        other.fetch_from(&manifest, &alone, &progress_alone)
     );
     fetched.unwrap();
     assert!(target.content(&manifest).await == content);

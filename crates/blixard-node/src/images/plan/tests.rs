@@ -1,0 +1,296 @@
+use iroh_blobs::protocol::{ChunkRangesExt, GetRequest};
+
+use super::piece::PIECE_BYTES_MIN;
+use super::*;
+
+const HASH: BlobHash = BlobHash([1; 32]);
+const MIB: u64 = PIECE_BYTES_MIN;
+
+pub(super) fn id(number: u8) -> EndpointId {
+    let mut id = EndpointId([0; 32]);
+    // Where the draw for a piece looks, and where it does not.
+    (id.0[0], id.0[31]) = (number, number);
+    id
+}
+
+fn blob(bytes: u64) -> Blob {
+    Blob { hash: HASH, bytes, present: ChunkRanges::empty() }
+}
+
+/// A plan of node 100 for a blob, with sources that have all of it.
+fn plan(bytes: u64, sources: &[(u8, Tier)]) -> Plan {
+    let mut plan = Plan::new(id(100), &[blob(bytes)], 7);
+    for (number, tier) in sources {
+        plan.join(id(*number), true, *tier);
+        plan.learn(id(*number), HASH, &ChunkRanges::all());
+    }
+    plan
+}
+
+#[track_caller]
+fn fetch(next: Next) -> Order {
+    match next {
+        Next::Fetch(order) => order,
+        other => panic!("there is something to fetch: {other:?}"),
+    }
+}
+
+/// Lets a source carry out an order at a speed, and gives the time at its end.
+fn deliver(plan: &mut Plan, order: &Order, now_ms: u64, bytes_a_ms: u64) -> u64 {
+    let end_ms = now_ms + order.bytes() / bytes_a_ms;
+    plan.received(order.number, order.bytes(), end_ms);
+    plan.finish(order.number, end_ms);
+    end_ms
+}
+
+#[test]
+fn a_blob_is_cut_into_pieces_that_leave_out_what_is_here() {
+    let cut = |bytes, present| Piece::of_blob(0, &Blob { present, ..blob(bytes) });
+    let lengths = |pieces: Vec<Piece>| pieces.iter().map(|piece| piece.missing_bytes).collect::<Vec<_>>();
+    assert_eq!(lengths(cut(2 * MIB + 17, ChunkRanges::empty())), [MIB, MIB, 17]);
+    assert_eq!(lengths(cut(2 * MIB + 17, ChunkRanges::bytes(0..MIB + (16 << 10)))), [MIB - (16 << 10), 17]);
+    assert!(cut(MIB, ChunkRanges::all()).is_empty());
+    assert_eq!(cut(8 << 30, ChunkRanges::empty()).len(), 1024, "large blobs have longer pieces");
+    assert_eq!(cut(40 << 30, ChunkRanges::empty())[0].missing_bytes, PIECE_BYTES_MAX);
+}
+
+#[test]
+fn the_end_of_a_blob_is_asked_for_with_the_proof_of_its_length() {
+    let order = |ranges| Order { number: 1, hash: HASH, blob_bytes: MIB + 17, ranges };
+    let proves_length = |order: &Order| {
+        let request = order.request();
+        request != GetRequest::blob_ranges(request.hash, order.ranges.clone())
+    };
+    assert!(proves_length(&order(ChunkRanges::bytes(MIB..MIB + 17))));
+    assert!(!proves_length(&order(ChunkRanges::bytes(0..MIB))), "who has no end of the blob is not asked for it");
+}
+
+#[test]
+fn a_source_is_asked_only_for_what_it_has() {
+    let mut plan = plan(3 * MIB, &[]);
+    plan.join(id(1), true, Tier::Near);
+    assert_eq!(plan.take(id(1), 0), Next::Starve);
+    let second = ChunkRanges::bytes(MIB..2 * MIB);
+    assert!(plan.learn(id(1), HASH, &second));
+    assert!(!plan.learn(id(1), HASH, &second), "that was known");
+    let order = fetch(plan.take(id(1), 0));
+    assert_eq!(order.ranges, second);
+    assert_eq!(plan.take(id(1), 0), Next::Wait, "what it has is being fetched");
+    // Nobody has all of the first piece: a part of it is better than nothing.
+    let begin = ChunkRanges::bytes(0..256 << 10);
+    plan.learn(id(1), HASH, &begin);
+    let part = fetch(plan.take(id(1), 0));
+    assert_eq!(part.ranges, begin);
+    plan.finish(part.number, 1);
+    plan.finish(order.number, 1);
+    assert!(!plan.has_all(id(1), HASH) && !plan.is_done());
+    assert_eq!(plan.take(id(1), 1), Next::Starve);
+    plan.learn(id(1), HASH, &ChunkRanges::all());
+    assert!(plan.has_all(id(1), HASH));
+    let rest: u64 = [1, 1].map(|now| fetch(plan.take(id(1), now)).bytes()).iter().sum();
+    assert_eq!(rest, 2 * MIB - (256 << 10), "what is here is not asked for again");
+}
+
+#[test]
+fn what_is_given_back_is_asked_of_somebody_else() {
+    let mut plan = plan(2 * MIB, &[(1, Tier::Near), (2, Tier::Near)]);
+    let first = fetch(plan.take(id(1), 0));
+    let other = fetch(plan.take(id(2), 0));
+    assert!(first.ranges != other.ranges);
+    assert_eq!(plan.take(id(2), 0), Next::Wait);
+    plan.leave(id(1));
+    plan.give_back(first.number, &ChunkRanges::bytes(0..512 << 10), 1);
+    let again = fetch(plan.take(id(2), 1));
+    assert_eq!(again.bytes(), 512 << 10, "half of it had come");
+    plan.finish(again.number, 2);
+    plan.finish(other.number, 2);
+    assert_eq!(plan.take(id(2), 2), Next::Done);
+}
+
+#[test]
+fn near_sources_come_first_until_they_would_take_too_long() {
+    let mut plan = plan(64 * MIB, &[(1, Tier::Near), (2, Tier::Far), (3, Tier::Doubtful)]);
+    assert_ne!(plan.take(id(2), 0), Next::Done);
+    assert!(!matches!(plan.take(id(2), 0), Next::Fetch(_)), "the near one has all of it");
+    let order = fetch(plan.take(id(1), 0));
+    // 1 MiB in a second: a minute more for what is missing.
+    let now = deliver(&mut plan, &order, 0, MIB / 1000);
+    fetch(plan.take(id(1), now));
+    assert!(matches!(plan.take(id(2), now), Next::Fetch(_)), "the near one alone would take too long");
+    assert!(!matches!(plan.take(id(3), now), Next::Fetch(_)), "whom nobody trusts is asked last");
+    plan.leave(id(1));
+    plan.leave(id(2));
+    assert!(matches!(plan.take(id(3), now), Next::Fetch(_)), "when there is nobody else");
+}
+
+#[test]
+fn a_fast_source_is_asked_for_more_at_once() {
+    let mut plan = plan(512 * MIB, &[(1, Tier::Near)]);
+    let order = fetch(plan.take(id(1), 0));
+    assert_eq!(order.bytes(), MIB, "its speed is not known yet");
+    let mut now = deliver(&mut plan, &order, 0, MIB / 250);
+    let order = fetch(plan.take(id(1), now));
+    assert_eq!(order.bytes(), MIB, "4 MiB/s");
+    for _ in 0..30 {
+        let order = fetch(plan.take(id(1), now));
+        now = deliver(&mut plan, &order, now, MIB / 25);
+    }
+    plan.finish(order.number, now);
+    let order = fetch(plan.take(id(1), now));
+    assert!((4 * MIB..=12 * MIB).contains(&order.bytes()), "{} bytes at 40 MiB/s", order.bytes());
+}
+
+#[test]
+fn what_a_slow_source_holds_up_is_moved_and_only_a_few_times() {
+    let mut plan = plan(2 * MIB, &[(1, Tier::Near), (2, Tier::Near)]);
+    let slow = fetch(plan.take(id(1), 0));
+    let fast = fetch(plan.take(id(2), 0));
+    assert_eq!(plan.take(id(2), 10), Next::Wait, "nothing is known of its speed");
+    let now = deliver(&mut plan, &fast, 0, MIB / 500);
+    plan.received(slow.number, 16 << 10, now);
+    assert_eq!(plan.take(id(2), now), Next::TakeBack(slow.number));
+    assert_eq!(plan.take(id(2), now), Next::Wait, "once is enough");
+    plan.give_back(slow.number, &ChunkRanges::bytes(0..16 << 10), now);
+    assert!(!matches!(plan.take(id(1), now), Next::Fetch(_)), "it is for the fast one");
+    let again = fetch(plan.take(id(2), now));
+    assert_eq!(again.bytes(), MIB - (16 << 10));
+    plan.leave(id(2));
+    plan.give_back(again.number, &ChunkRanges::empty(), now);
+    assert!(matches!(plan.take(id(1), now), Next::Fetch(_)), "better slow than never");
+}
+
+#[test]
+fn a_source_that_says_nothing_does_not_hold_up_the_last_piece() {
+    let mut plan = plan(2 * MIB, &[(1, Tier::Near), (2, Tier::Near)]);
+    let silent = fetch(plan.take(id(1), 0));
+    let order = fetch(plan.take(id(2), 0));
+    let now = deliver(&mut plan, &order, 0, MIB / 400);
+    assert_eq!(plan.take(id(2), now), Next::Wait, "it may just have begun");
+    assert_eq!(plan.take(id(2), SILENCE_MS), Next::TakeBack(silent.number));
+}
+
+#[test]
+fn receivers_share_a_whole_source_without_talking() {
+    // Three receivers that fetch from source 1: what each takes first is nobody else's.
+    let receivers = [101, 102, 103];
+    let mut taken = Vec::new();
+    for me in receivers {
+        let mut plan = Plan::new(id(me), &[blob(60 * MIB)], u64::from(me));
+        plan.join(id(1), true, Tier::Near);
+        plan.learn(id(1), HASH, &ChunkRanges::all());
+        receivers.iter().filter(|other| **other != me).for_each(|other| plan.join(id(*other), false, Tier::Near));
+        for _ in 0..10 {
+            taken.push(fetch(plan.take(id(1), 0)).ranges);
+        }
+    }
+    for (at, one) in taken.iter().enumerate() {
+        assert!(taken[at + 1..].iter().all(|other| (one & other).is_empty()), "a piece goes out twice");
+    }
+}
+
+#[test]
+fn the_rarest_piece_comes_first() {
+    let mut plan = Plan::new(id(100), &[blob(8 * MIB)], 3);
+    for (number, end) in [(1, 8), (2, 7), (3, 6)] {
+        plan.join(id(number), false, Tier::Near);
+        plan.learn(id(number), HASH, &ChunkRanges::bytes(0..end * MIB));
+    }
+    assert_eq!(fetch(plan.take(id(1), 0)).ranges, ChunkRanges::bytes(7 * MIB..8 * MIB));
+    assert_eq!(fetch(plan.take(id(1), 0)).ranges, ChunkRanges::bytes(6 * MIB..7 * MIB));
+    plan.leave(id(3));
+    plan.leave(id(2));
+    assert!(matches!(plan.take(id(1), 0), Next::Fetch(_)));
+}
+
+/// Whatever sources do, what is asked of them is what they have, nothing is asked of two at once or again once it is here, and
+/// all of it comes as long as somebody has it.
+#[test]
+fn nothing_is_asked_twice_or_in_vain_and_everything_comes() {
+    for seed in 0..300u64 {
+        let mut dice = seed;
+        let mut roll = |sides: u64| {
+            dice = dice.wrapping_add(1);
+            mix(dice ^ (seed << 32)) % sides
+        };
+        let bytes = 1 + roll(12 * MIB);
+        let present = match roll(3) {
+            0 => ChunkRanges::empty(),
+            _ => {
+                let start = roll(bytes);
+                ChunkRanges::bytes(start..start + roll(bytes))
+            }
+        };
+        let all = ChunkRanges::bytes(0..bytes);
+        let mut here = &all & &present;
+        let mut plan = Plan::new(id(100), &[Blob { present: present.clone(), ..blob(bytes) }], seed);
+        let mut has: BTreeMap<u8, ChunkRanges> = BTreeMap::new();
+        let mut orders: Vec<(u8, Order)> = Vec::new();
+        let mut now = 0;
+        for step in 0..2000 {
+            now += roll(300);
+            let source = 1 + u8::try_from(roll(5)).expect("it is small");
+            // In the end one source has everything and stays.
+            let is_ending = step > 400;
+            let of_all = |orders: &[(u8, Order)]| {
+                orders.iter().fold(ChunkRanges::empty(), |asked, (_, order)| &asked | &order.ranges)
+            };
+            match if is_ending { 5 + roll(5) } else { roll(10) } {
+                0 if !has.contains_key(&source) => {
+                    let tier = [Tier::Near, Tier::Far, Tier::Doubtful][usize::try_from(roll(3)).expect("it is small")];
+                    plan.join(id(source), roll(2) == 0, tier);
+                    has.insert(source, ChunkRanges::empty());
+                }
+                1 if has.remove(&source).is_some() => plan.leave(id(source)),
+                2 | 3 => {
+                    if let Some(held) = has.get_mut(&source) {
+                        let start = roll(bytes);
+                        *held |= ChunkRanges::bytes(start..start + roll(bytes));
+                        plan.learn(id(source), HASH, held);
+                    }
+                }
+                5 if is_ending => {
+                    if has.insert(9, all.clone()).is_none() {
+                        plan.join(id(9), true, Tier::Far);
+                    }
+                    plan.learn(id(9), HASH, &all);
+                }
+                6 if !orders.is_empty() => {
+                    let at = usize::try_from(roll(orders.len() as u64)).expect("it is small");
+                    let (_, order) = orders.swap_remove(at);
+                    plan.received(order.number, order.bytes(), now);
+                    plan.finish(order.number, now);
+                    here |= order.ranges;
+                }
+                7 if !orders.is_empty() && roll(2) == 0 => {
+                    let at = usize::try_from(roll(orders.len() as u64)).expect("it is small");
+                    let (_, order) = orders.swap_remove(at);
+                    let came = &order.ranges & &ChunkRanges::bytes(0..roll(bytes));
+                    here |= came;
+                    plan.give_back(order.number, &here, now);
+                }
+                _ => {
+                    let source = if is_ending && roll(2) == 0 { 9 } else { source };
+                    match plan.take(id(source), now) {
+                        Next::Fetch(order) => {
+                            let held = has.get(&source).expect("who has left is asked for nothing");
+                            assert!(held.is_superset(&order.ranges), "seed {seed}: it has not all of that");
+                            assert!((&order.ranges & &here).is_empty(), "seed {seed}: that is here");
+                            assert!((&order.ranges & &of_all(&orders)).is_empty(), "seed {seed}: asked twice");
+                            assert!(!order.ranges.is_empty());
+                            orders.push((source, order));
+                        }
+                        Next::TakeBack(number) => {
+                            let at = orders.iter().position(|(_, order)| order.number == number);
+                            let (_, order) = orders.swap_remove(at.expect("it is in somebody's hands"));
+                            plan.give_back(order.number, &here, now);
+                        }
+                        Next::Done => assert!(here.is_superset(&all), "seed {seed}: something is missing"),
+                        Next::Starve => assert!(orders.is_empty()),
+                        Next::Wait => {}
+                    }
+                }
+            }
+        }
+        assert!(plan.is_done() && here.is_superset(&all), "seed {seed}: it never ends");
+    }
+}
