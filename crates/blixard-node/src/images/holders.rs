@@ -14,8 +14,9 @@ use iroh_blobs::store::fs::FsStore;
 use super::plan::Tier;
 use crate::transport::{Connection, refusal};
 
-/// A round trip that is no longer than this is as good as one at the same site, where no site is named.
-const NEAR_ROUND_TRIP_MAX: Duration = Duration::from_millis(10);
+/// Where no site is named, who is farther away than this is far. A full link alone adds 100 ms and more, and must not make its
+/// neighbours look far: so this tells continents apart, and sites only by their names.
+const NEAR_ROUND_TRIP_MAX: Duration = Duration::from_millis(150);
 
 /// A node from which an image may be had, as the cluster's state says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

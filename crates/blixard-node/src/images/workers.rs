@@ -27,7 +27,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// How soon a source that fetches the image itself is asked again what it has. The wait doubles while it has nothing new.
 const ASK_AGAIN_MIN: Duration = Duration::from_millis(200);
 /// The longest such wait.
-const ASK_AGAIN_MAX: Duration = Duration::from_secs(1);
+const ASK_AGAIN_MAX: Duration = Duration::from_millis(600);
 /// How soon a source that failed is tried again, while others are at work. The wait doubles with each failure in a row.
 const REST_MIN: Duration = Duration::from_secs(1);
 /// The longest such wait.

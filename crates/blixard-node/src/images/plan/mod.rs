@@ -5,8 +5,8 @@
 //!
 //! - The rarest piece first, and among equals any: receivers then have different pieces, which they give each other.
 //! - What a whole source, or a far one, has to give is shared by the peers, or by the near ones: each takes its own part of it
-//!   first. Which part is whose follows from their keys, so that nobody has to be asked. While they deliver more than such a
-//!   source does, it is left to what nobody else can give.
+//!   first. Which part is whose follows from their keys, so that nobody has to be asked. While they deliver half as much as
+//!   such a source does, it is left to what nobody else can give.
 //! - Near sources before far ones, and doubtful ones last: see [`Tier`].
 //! - A fast source is asked for more at once, so that a request takes about the same time wherever it goes.
 //! - What a slow source would hold up is taken back from it and asked of a faster one that has nothing else to do.
@@ -37,7 +37,7 @@ const NEAR_MS_MAX: u64 = 30_000;
 /// of the faster one: to move a request throws away what is on its way.
 const TAKE_BACK_MS: u64 = 500;
 /// How long a source whose speed is not known may have a request, in milliseconds, before that may be taken back.
-const SILENCE_MS: u64 = 1_000;
+const SILENCE_MS: u64 = 2_000;
 /// How often a piece is taken back: speeds that are guessed wrongly must not send it round for ever.
 const MOVES_MAX: u32 = 3;
 
@@ -291,15 +291,15 @@ impl Plan {
         rates.is_empty() || bytes >= self.missing_bytes()
     }
 
-    /// Whether a source is left to what only it can give: those who share it deliver more than it does, or, when they are
-    /// nearer, enough.
+    /// Whether a source is left to what only it can give: those who share it deliver at least half as much as it does, or, when
+    /// they are nearer, enough.
     fn is_spared(&self, source: &Source, sharing: &[(&EndpointId, &Source)]) -> bool {
         let is_farther = sharing.iter().any(|(_, peer)| peer.tier < source.tier);
         let mut busy = sharing.iter().filter(|(_, peer)| peer.orders > 0);
         if is_farther {
             return busy.next().is_some() && self.near_suffice();
         }
-        busy.map(|(_, peer)| peer.rate()).sum::<u64>() > source.rate()
+        busy.map(|(_, peer)| peer.rate()).sum::<u64>().saturating_mul(2) > source.rate()
     }
 
     /// The peers with whom this node shares what a source gives: each takes a part of it, and has the rest from the others. Of a

@@ -7,7 +7,7 @@ use iroh_blobs::protocol::{ChunkRanges, ChunkRangesExt, GetRequest};
 
 /// The shortest piece. Receivers of the same image give each other what they have in whole pieces, and the shorter these
 /// are, the sooner each has something to give. A multiple of the 16 KiB that are verified together.
-pub(super) const PIECE_BYTES_MIN: u64 = 1 << 20;
+pub(super) const PIECE_BYTES_MIN: u64 = 256 << 10;
 /// The longest piece: no image is so large that a source which dies or turns slow may hold up more.
 pub(super) const PIECE_BYTES_MAX: u64 = 16 << 20;
 /// How many pieces of the shortest kind a blob is cut into before they get longer: what is looked through for each request.

@@ -9,7 +9,7 @@ use super::piece::Has;
 /// Whom to ask first; who comes later is asked for what the others do not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::images) enum Tier {
-    /// At this node's site, or a few milliseconds away.
+    /// At this node's site, or, where no site is named, not far away.
     Near,
     /// Elsewhere.
     Far,

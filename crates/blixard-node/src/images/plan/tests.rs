@@ -4,7 +4,7 @@ use super::piece::PIECE_BYTES_MIN;
 use super::*;
 
 const HASH: BlobHash = BlobHash([1; 32]);
-const MIB: u64 = PIECE_BYTES_MIN;
+const PIECE: u64 = PIECE_BYTES_MIN;
 
 pub(super) fn id(number: u8) -> EndpointId {
     let mut id = EndpointId([0; 32]);
@@ -47,37 +47,37 @@ fn deliver(plan: &mut Plan, order: &Order, now_ms: u64, bytes_a_ms: u64) -> u64 
 fn a_blob_is_cut_into_pieces_that_leave_out_what_is_here() {
     let cut = |bytes, present| Piece::of_blob(0, &Blob { present, ..blob(bytes) });
     let lengths = |pieces: Vec<Piece>| pieces.iter().map(|piece| piece.missing_bytes).collect::<Vec<_>>();
-    assert_eq!(lengths(cut(2 * MIB + 17, ChunkRanges::empty())), [MIB, MIB, 17]);
-    assert_eq!(lengths(cut(2 * MIB + 17, ChunkRanges::bytes(0..MIB + (16 << 10)))), [MIB - (16 << 10), 17]);
-    assert!(cut(MIB, ChunkRanges::all()).is_empty());
+    assert_eq!(lengths(cut(2 * PIECE + 17, ChunkRanges::empty())), [PIECE, PIECE, 17]);
+    assert_eq!(lengths(cut(2 * PIECE + 17, ChunkRanges::bytes(0..PIECE + (16 << 10)))), [PIECE - (16 << 10), 17]);
+    assert!(cut(PIECE, ChunkRanges::all()).is_empty());
     assert_eq!(cut(8 << 30, ChunkRanges::empty()).len(), 1024, "large blobs have longer pieces");
     assert_eq!(cut(40 << 30, ChunkRanges::empty())[0].missing_bytes, PIECE_BYTES_MAX);
 }
 
 #[test]
 fn the_end_of_a_blob_is_asked_for_with_the_proof_of_its_length() {
-    let order = |ranges| Order { number: 1, hash: HASH, blob_bytes: MIB + 17, ranges };
+    let order = |ranges| Order { number: 1, hash: HASH, blob_bytes: PIECE + 17, ranges };
     let proves_length = |order: &Order| {
         let request = order.request();
         request != GetRequest::blob_ranges(request.hash, order.ranges.clone())
     };
-    assert!(proves_length(&order(ChunkRanges::bytes(MIB..MIB + 17))));
-    assert!(!proves_length(&order(ChunkRanges::bytes(0..MIB))), "who has no end of the blob is not asked for it");
+    assert!(proves_length(&order(ChunkRanges::bytes(PIECE..PIECE + 17))));
+    assert!(!proves_length(&order(ChunkRanges::bytes(0..PIECE))), "who has no end of the blob is not asked for it");
 }
 
 #[test]
 fn a_source_is_asked_only_for_what_it_has() {
-    let mut plan = plan(3 * MIB, &[]);
+    let mut plan = plan(3 * PIECE, &[]);
     plan.join(id(1), true, Tier::Near);
     assert_eq!(plan.take(id(1), 0), Next::Starve);
-    let second = ChunkRanges::bytes(MIB..2 * MIB);
+    let second = ChunkRanges::bytes(PIECE..2 * PIECE);
     assert!(plan.learn(id(1), HASH, &second));
     assert!(!plan.learn(id(1), HASH, &second), "that was known");
     let order = fetch(plan.take(id(1), 0));
     assert_eq!(order.ranges, second);
     assert_eq!(plan.take(id(1), 0), Next::Wait, "what it has is being fetched");
     // Nobody has all of the first piece: a part of it is better than nothing.
-    let begin = ChunkRanges::bytes(0..256 << 10);
+    let begin = ChunkRanges::bytes(0..PIECE / 4);
     plan.learn(id(1), HASH, &begin);
     let part = fetch(plan.take(id(1), 0));
     assert_eq!(part.ranges, begin);
@@ -88,20 +88,20 @@ fn a_source_is_asked_only_for_what_it_has() {
     plan.learn(id(1), HASH, &ChunkRanges::all());
     assert!(plan.has_all(id(1), HASH));
     let rest: u64 = [1, 1].map(|now| fetch(plan.take(id(1), now)).bytes()).iter().sum();
-    assert_eq!(rest, 2 * MIB - (256 << 10), "what is here is not asked for again");
+    assert_eq!(rest, 2 * PIECE - PIECE / 4, "what is here is not asked for again");
 }
 
 #[test]
 fn what_is_given_back_is_asked_of_somebody_else() {
-    let mut plan = plan(2 * MIB, &[(1, Tier::Near), (2, Tier::Near)]);
+    let mut plan = plan(2 * PIECE, &[(1, Tier::Near), (2, Tier::Near)]);
     let first = fetch(plan.take(id(1), 0));
     let other = fetch(plan.take(id(2), 0));
     assert!(first.ranges != other.ranges);
     assert_eq!(plan.take(id(2), 0), Next::Wait);
     plan.leave(id(1));
-    plan.give_back(first.number, &ChunkRanges::bytes(0..512 << 10), 1);
+    plan.give_back(first.number, &ChunkRanges::bytes(0..PIECE / 2), 1);
     let again = fetch(plan.take(id(2), 1));
-    assert_eq!(again.bytes(), 512 << 10, "half of it had come");
+    assert_eq!(again.bytes(), PIECE / 2, "half of it had come");
     plan.finish(again.number, 2);
     plan.finish(other.number, 2);
     assert_eq!(plan.take(id(2), 2), Next::Done);
@@ -109,12 +109,12 @@ fn what_is_given_back_is_asked_of_somebody_else() {
 
 #[test]
 fn near_sources_come_first_until_they_would_take_too_long() {
-    let mut plan = plan(64 * MIB, &[(1, Tier::Near), (2, Tier::Far), (3, Tier::Doubtful)]);
+    let mut plan = plan(64 * PIECE, &[(1, Tier::Near), (2, Tier::Far), (3, Tier::Doubtful)]);
     assert_ne!(plan.take(id(2), 0), Next::Done);
     assert!(!matches!(plan.take(id(2), 0), Next::Fetch(_)), "the near one has all of it");
     let order = fetch(plan.take(id(1), 0));
-    // 1 MiB in a second: a minute more for what is missing.
-    let now = deliver(&mut plan, &order, 0, MIB / 1000);
+    // A piece in a second: a minute more for what is missing.
+    let now = deliver(&mut plan, &order, 0, PIECE / 1000);
     fetch(plan.take(id(1), now));
     assert!(matches!(plan.take(id(2), now), Next::Fetch(_)), "the near one alone would take too long");
     assert!(!matches!(plan.take(id(3), now), Next::Fetch(_)), "whom nobody trusts is asked last");
@@ -125,35 +125,35 @@ fn near_sources_come_first_until_they_would_take_too_long() {
 
 #[test]
 fn a_fast_source_is_asked_for_more_at_once() {
-    let mut plan = plan(512 * MIB, &[(1, Tier::Near)]);
+    let mut plan = plan(512 * PIECE, &[(1, Tier::Near)]);
     let order = fetch(plan.take(id(1), 0));
-    assert_eq!(order.bytes(), MIB, "its speed is not known yet");
-    let mut now = deliver(&mut plan, &order, 0, MIB / 250);
+    assert_eq!(order.bytes(), PIECE, "its speed is not known yet");
+    let mut now = deliver(&mut plan, &order, 0, PIECE / 250);
     let order = fetch(plan.take(id(1), now));
-    assert_eq!(order.bytes(), MIB, "4 MiB/s");
+    assert_eq!(order.bytes(), PIECE, "a piece in the time of a request");
     for _ in 0..30 {
         let order = fetch(plan.take(id(1), now));
-        now = deliver(&mut plan, &order, now, MIB / 25);
+        now = deliver(&mut plan, &order, now, PIECE / 25);
     }
     plan.finish(order.number, now);
     let order = fetch(plan.take(id(1), now));
-    assert!((4 * MIB..=12 * MIB).contains(&order.bytes()), "{} bytes at 40 MiB/s", order.bytes());
+    assert!((4 * PIECE..=12 * PIECE).contains(&order.bytes()), "{} bytes at ten pieces in that time", order.bytes());
 }
 
 #[test]
 fn what_a_slow_source_holds_up_is_moved_and_only_a_few_times() {
-    let mut plan = plan(2 * MIB, &[(1, Tier::Near), (2, Tier::Near)]);
+    let mut plan = plan(2 * PIECE, &[(1, Tier::Near), (2, Tier::Near)]);
     let slow = fetch(plan.take(id(1), 0));
     let fast = fetch(plan.take(id(2), 0));
     assert_eq!(plan.take(id(2), 10), Next::Wait, "nothing is known of its speed");
-    let now = deliver(&mut plan, &fast, 0, MIB / 500);
+    let now = deliver(&mut plan, &fast, 0, PIECE / 500);
     plan.received(slow.number, 16 << 10, now);
     assert_eq!(plan.take(id(2), now), Next::TakeBack(slow.number));
     assert_eq!(plan.take(id(2), now), Next::Wait, "once is enough");
     plan.give_back(slow.number, &ChunkRanges::bytes(0..16 << 10), now);
     assert!(!matches!(plan.take(id(1), now), Next::Fetch(_)), "it is for the fast one");
     let again = fetch(plan.take(id(2), now));
-    assert_eq!(again.bytes(), MIB - (16 << 10));
+    assert_eq!(again.bytes(), PIECE - (16 << 10));
     plan.leave(id(2));
     plan.give_back(again.number, &ChunkRanges::empty(), now);
     assert!(matches!(plan.take(id(1), now), Next::Fetch(_)), "better slow than never");
@@ -161,10 +161,10 @@ fn what_a_slow_source_holds_up_is_moved_and_only_a_few_times() {
 
 #[test]
 fn a_source_that_says_nothing_does_not_hold_up_the_last_piece() {
-    let mut plan = plan(2 * MIB, &[(1, Tier::Near), (2, Tier::Near)]);
+    let mut plan = plan(2 * PIECE, &[(1, Tier::Near), (2, Tier::Near)]);
     let silent = fetch(plan.take(id(1), 0));
     let order = fetch(plan.take(id(2), 0));
-    let now = deliver(&mut plan, &order, 0, MIB / 400);
+    let now = deliver(&mut plan, &order, 0, PIECE / 400);
     assert_eq!(plan.take(id(2), now), Next::Wait, "it may just have begun");
     assert_eq!(plan.take(id(2), SILENCE_MS), Next::TakeBack(silent.number));
 }
@@ -175,7 +175,7 @@ fn receivers_share_a_whole_source_without_talking() {
     let receivers = [101, 102, 103];
     let mut taken = Vec::new();
     for me in receivers {
-        let mut plan = Plan::new(id(me), &[blob(60 * MIB)], u64::from(me));
+        let mut plan = Plan::new(id(me), &[blob(60 * PIECE)], u64::from(me));
         plan.join(id(1), true, Tier::Near);
         plan.learn(id(1), HASH, &ChunkRanges::all());
         receivers.iter().filter(|other| **other != me).for_each(|other| plan.join(id(*other), false, Tier::Near));
@@ -190,13 +190,13 @@ fn receivers_share_a_whole_source_without_talking() {
 
 #[test]
 fn the_rarest_piece_comes_first() {
-    let mut plan = Plan::new(id(100), &[blob(8 * MIB)], 3);
+    let mut plan = Plan::new(id(100), &[blob(8 * PIECE)], 3);
     for (number, end) in [(1, 8), (2, 7), (3, 6)] {
         plan.join(id(number), false, Tier::Near);
-        plan.learn(id(number), HASH, &ChunkRanges::bytes(0..end * MIB));
+        plan.learn(id(number), HASH, &ChunkRanges::bytes(0..end * PIECE));
     }
-    assert_eq!(fetch(plan.take(id(1), 0)).ranges, ChunkRanges::bytes(7 * MIB..8 * MIB));
-    assert_eq!(fetch(plan.take(id(1), 0)).ranges, ChunkRanges::bytes(6 * MIB..7 * MIB));
+    assert_eq!(fetch(plan.take(id(1), 0)).ranges, ChunkRanges::bytes(7 * PIECE..8 * PIECE));
+    assert_eq!(fetch(plan.take(id(1), 0)).ranges, ChunkRanges::bytes(6 * PIECE..7 * PIECE));
     plan.leave(id(3));
     plan.leave(id(2));
     assert!(matches!(plan.take(id(1), 0), Next::Fetch(_)));
@@ -212,7 +212,7 @@ fn nothing_is_asked_twice_or_in_vain_and_everything_comes() {
             dice = dice.wrapping_add(1);
             mix(dice ^ (seed << 32)) % sides
         };
-        let bytes = 1 + roll(12 * MIB);
+        let bytes = 1 + roll(12 * PIECE);
         let present = match roll(3) {
             0 => ChunkRanges::empty(),
             _ => {
