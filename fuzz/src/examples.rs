@@ -252,6 +252,19 @@ pub(crate) fn requests() -> Examples {
         ("vm_restart", with_body("POST /v1/vms/web/restart", json!({ "timeout_ms": null }))),
         ("events", head("GET /v1/events?after=18446744073709551615&last=3&vm=web&node=1&stale=true", "")),
         ("audit", head("GET /v1/audit?last=10&stale=true", "")),
+        ("image_fetch", head("POST /v1/images/debian/fetch?node=2", "")),
+        ("transfer_pause", head("POST /v1/transfers/debian/pause?node=2", "")),
+        ("transfer_resume", head("POST /v1/transfers/debian/resume?node=2", "")),
+        ("transfer_cancel", head("POST /v1/transfers/debian/cancel?node=2", "")),
+        ("peer_order", head(&format!("POST /transfers/{hash}/pause"), "")),
+        ("limits_shown", head("GET /v1/transfers/limits?node=2", "")),
+        (
+            "limits",
+            with_body(
+                "PUT /v1/transfers/limits?node=2",
+                json!({ "peer": 3, "up_bytes_per_s": 20 << 20, "down_bytes_per_s": null }),
+            ),
+        ),
         ("peer_live", head(&format!("GET /vms/{vm}/live?image={hash}"), "")),
         ("peer_blob", head(&format!("GET /blobs/{hash}"), "")),
     ])

@@ -10,7 +10,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Actor, ClientRole, HEALTHY_WITHIN_MS, ImageName, NodeId, RaftView, Settings, State, TokenId, UnixMs, VmId, VmName,
+    Actor, ClientRole, HEALTHY_WITHIN_MS, ImageId, ImageName, NodeId, RaftView, Settings, State, TokenId, UnixMs, VmId,
+    VmName,
 };
 
 /// How long a member must have been silent before that is an event, in milliseconds. Longer than an election takes, during
@@ -205,6 +206,17 @@ pub enum Happening {
         /// The vm.
         vm: VmName,
     },
+    /// A node could not fetch an image.
+    ImageFailing {
+        /// The image.
+        image: ImageName,
+        /// The node.
+        node: NodeId,
+        /// Why.
+        reason: String,
+        /// Whether it is tried again without a user's doing.
+        retrying: bool,
+    },
 }
 
 /// What a user can ask of a vm.
@@ -253,6 +265,7 @@ impl Happening {
             Self::VmAdopted { .. } => "vm adopted",
             Self::VmLost { .. } => "vm lost",
             Self::VmDeleted { .. } => "vm deleted",
+            Self::ImageFailing { .. } => "image failing",
         }
     }
 
@@ -279,6 +292,7 @@ impl Happening {
             | Self::ImageWanted { image, .. }
             | Self::ImageFetched { image, .. }
             | Self::ImageDropped { image, .. }
+            | Self::ImageFailing { image, .. }
             | Self::ImageRemoved { image } => Some(image),
             _ => None,
         }
@@ -298,6 +312,7 @@ impl Happening {
             | Self::ImageWanted { node, .. }
             | Self::ImageFetched { node, .. }
             | Self::ImageDropped { node, .. }
+            | Self::ImageFailing { node, .. }
             | Self::VmPlaced { node, .. }
             | Self::VmStarted { node, .. }
             | Self::VmStopped { node, .. }
@@ -361,6 +376,10 @@ impl fmt::Display for Happening {
             Self::VmAdopted { vm, node } => write!(f, "vm {vm} ran on while node {node} was restarted"),
             Self::VmLost { vm, node } => write!(f, "vm {vm} lost its disk with node {node}"),
             Self::VmDeleted { vm } => write!(f, "vm {vm} and its files are gone"),
+            Self::ImageFailing { image, node, reason, retrying } => {
+                let next = if *retrying { " (it is tried again)" } else { " (it is not tried again by itself)" };
+                write!(f, "node {node} could not fetch image {image}: {reason}{next}")
+            }
         }
     }
 }
@@ -384,6 +403,15 @@ pub enum Note {
     Started {
         /// Guests that ran already.
         adopted: Vec<VmId>,
+    },
+    /// The node that says so could not fetch an image. Said once an image, until it is there.
+    ImageFailing {
+        /// The image.
+        image: ImageId,
+        /// Why, for people.
+        reason: String,
+        /// Whether it is tried again without a user's doing.
+        retrying: bool,
     },
 }
 

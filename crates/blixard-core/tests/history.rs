@@ -148,6 +148,30 @@ fn a_leader_notes_what_has_changed_and_then_no_more() {
 }
 
 #[test]
+fn an_image_that_cannot_be_fetched_is_told_by_its_node_and_name() {
+    let mut state = cluster(2);
+    let before = state.history.events.len();
+    let note = |image, reason: &str, retrying| {
+        let reason = reason.to_owned();
+        told(2, Change::Note(Note::ImageFailing { image, reason, retrying }))
+    };
+    let image = *state.images.keys().next().unwrap();
+    let name = state.images[&image].name.clone();
+    apply(&mut state, note(image, "nobody answers", true));
+    apply(&mut state, note(image, "it is empty", false));
+    let expected = [
+        format!("node 2 could not fetch image {name}: nobody answers (it is tried again)"),
+        format!("node 2 could not fetch image {name}: it is empty (it is not tried again by itself)"),
+    ];
+    assert_eq!(story(&state, before), expected);
+    let event = state.history.events.back().unwrap();
+    assert_eq!((event.what.image(), event.what.node()), (Some(&name), Some(NodeId(2))));
+    assert!(state.apply(&note(blixard_core::ImageId([77; 32]), "gone", true)).is_err());
+    assert!(state.apply(&note(image, &"x".repeat(2000), true)).is_err());
+    assert_eq!(state.history.events.len(), before + 2);
+}
+
+#[test]
 fn only_the_last_events_are_kept_and_their_numbers_go_on() {
     let mut state = cluster(1);
     let before = state.history.count;

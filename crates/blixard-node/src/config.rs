@@ -75,6 +75,20 @@ pub struct CapacityConfig {
     pub overcommit_disk_percent: u32,
 }
 
+/// How images come to the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TransfersConfig {
+    /// Images that are fetched at once; each comes from several nodes already.
+    pub running_max: usize,
+}
+
+impl Default for TransfersConfig {
+    fn default() -> Self {
+        Self { running_max: 3 }
+    }
+}
+
 /// Where the spans of traces go.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -111,6 +125,9 @@ pub struct NodeConfig {
     pub raft: RaftConfig,
     /// Settings of the cluster, if this node creates it.
     pub cluster: Settings,
+    /// How images come to the node.
+    #[serde(default)]
+    pub transfers: TransfersConfig,
     /// Where the spans of traces go.
     #[serde(default)]
     pub tracing: TracingConfig,
@@ -177,6 +194,8 @@ const SETTINGS: &[(&str, Kind, &str)] = &[
     ("raft.keep_entries", Kind::Number, "1000"),
     ("cluster.voters", Kind::Number, "3"),
     ("cluster.copies", Kind::Number, "2"),
+    // More at once would only all be slow.
+    ("transfers.running_max", Kind::Number, "3"),
     ("tracing.otlp_endpoint", Kind::Text, ""),
 ];
 
@@ -346,6 +365,9 @@ impl NodeConfig {
                 raft.election_max_ms
             );
         }
+        if self.transfers.running_max == 0 {
+            bail!("transfers.running_max must be at least 1, or no image would ever come");
+        }
         if raft.snapshot_entries == 0 {
             bail!("raft.snapshot_entries must be at least 1");
         }
@@ -393,6 +415,7 @@ mod tests {
         let config = Layers::defaults().flag("--id", "id", "1").unwrap().config().unwrap();
         assert_eq!(config.raft, RaftConfig::default());
         assert_eq!(config.cluster, Settings::default());
+        assert_eq!(config.transfers, TransfersConfig::default());
     }
 
     #[test]
@@ -406,6 +429,7 @@ mod tests {
         assert!(error("bind", "127.0.0.1:65000").contains("HTTP port"));
         assert!(error("hypervisor", "xen").contains("xen"));
         assert!(error("raft.election_min_ms", "99").contains("heartbeat"));
+        assert!(error("transfers.running_max", "0").contains("at least 1"));
         assert!(error("id", "0").contains("at least 1"));
     }
 }

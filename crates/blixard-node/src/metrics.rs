@@ -5,8 +5,12 @@
 //! (`http/metrics.rs`). `docs/metrics.md` explains every family. Labels come from closed sets only.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use blixard_core::EndpointId;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -60,6 +64,23 @@ pub(crate) fn outcome(is_done: bool) -> Labels<1> {
     [("outcome", if is_done { "done" } else { "failed" }.into())]
 }
 
+/// Bytes by peer, for what has no bound on its labels while it is counted: only members are shown.
+#[derive(Debug, Default)]
+pub(crate) struct PeerBytes(Mutex<BTreeMap<EndpointId, Arc<AtomicU64>>>);
+
+impl PeerBytes {
+    /// What is to be counted up for a peer.
+    pub(crate) fn of(&self, peer: EndpointId) -> Arc<AtomicU64> {
+        self.0.lock().expect("no holder of this lock panics").entry(peer).or_default().clone()
+    }
+
+    /// What was counted so far.
+    pub(crate) fn read(&self) -> BTreeMap<EndpointId, u64> {
+        let counted = self.0.lock().expect("no holder of this lock panics");
+        counted.iter().map(|(peer, bytes)| (*peer, bytes.load(Ordering::Relaxed))).collect()
+    }
+}
+
 /// The metrics of one node.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -96,12 +117,14 @@ pub(crate) struct Metrics {
     pub(crate) adopted: Counter,
     /// Background tasks that ended by a panic and were started again, by task.
     pub(crate) task_restarts: Counters<1>,
-    /// Transfers on this node by state.
-    pub(crate) transfers: Family<Labels<1>, Gauge>,
+    /// Transfers on this node by priority and state.
+    pub(crate) transfers: Family<Labels<2>, Gauge>,
+    /// Attempts that failed, by class.
+    pub(crate) transfer_failures: Counters<1>,
     /// Attempts to fetch an image by outcome.
     pub(crate) fetches: Counters<1>,
-    /// Bytes of content that fetches received.
-    pub(crate) fetched_bytes: Counter,
+    /// Bytes of content that fetches received, by priority.
+    pub(crate) fetched_bytes: Counters<1>,
     /// Panics in the queue of transfers, which goes on.
     pub(crate) transfer_panics: Counter,
     /// Uploads by outcome.
@@ -231,18 +254,23 @@ impl Default for Metrics {
                 "Background tasks that panicked and were started again",
                 Family::default(),
             ),
-            transfers: book.states(
+            transfers: book.enter(
                 "transfers",
-                "Images on their way to this node, by state",
-                "state",
-                &["queued", "running", "failed"],
+                "Images on their way to this node, by priority and state",
+                Family::default(),
+            ),
+            transfer_failures: book.states(
+                "transfer_failures",
+                "Attempts to fetch an image that failed, by what sort of failure it was",
+                "class",
+                &["sources", "damaged", "no_space", "manifest", "storage"],
             ),
             fetches: book.outcomes("image_fetches", "Attempts of this node to fetch an image, by outcome"),
             fetched_bytes: book.enter_in(
                 "image_fetched",
                 Unit::Bytes,
-                "Image content received from other nodes",
-                Counter::default(),
+                "Image content received from other nodes, by the priority of its transfer",
+                Counters::default(),
             ),
             transfer_panics: book.counter("transfer_panics", "Panics in the queue of transfers"),
             imports: book.outcomes("image_imports", "Uploads of image content to this node, by outcome"),

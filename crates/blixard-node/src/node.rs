@@ -19,11 +19,11 @@ use tokio::sync::watch;
 
 use crate::agent::Agent;
 use crate::api::join::{self, JoinRefusal};
-use crate::api::server::Server;
+use crate::api::server::{Served, Server};
 use crate::config::{HypervisorKind, NodeConfig};
 use crate::damage::Damage;
 use crate::http::Stage;
-use crate::images::Images;
+use crate::images::{Direction, Images};
 use crate::metrics::Metrics;
 use crate::raft::Raft;
 use crate::transfers::Transfers;
@@ -47,6 +47,8 @@ const LET_GO_POLL: Duration = Duration::from_millis(5);
 const HOST_MEMORY_MIB: u64 = 512;
 /// The file with the disk space measured at the first start.
 const CAPACITY_FILE: &str = "capacity.json";
+/// The file with what people have set of transfers.
+const TRANSFERS_FILE: &str = "transfers.json";
 
 /// Why a node did not start.
 #[derive(Debug, thiserror::Error)]
@@ -143,19 +145,36 @@ impl Node {
         let Ground { transport, raft, images, metrics } = ground.clone();
         let mut tasks = Tasks::new(metrics.clone());
         let listener = http::listen(config.bind).await?;
-        let transfers = Transfers::new(images.clone(), metrics.clone());
+        let transfers_file = data.join(TRANSFERS_FILE);
+        let transfers =
+            Transfers::open(&transfers_file, config.transfers.running_max, images.clone(), metrics.clone())?;
         let driver = driver(&config, &data)?;
         let agent =
             Agent::new(config.id, raft.clone(), images.clone(), transfers.clone(), driver.clone(), metrics.clone());
-        let server =
-            Server::new(config.id, raft.clone(), transport.clone(), images.clone(), agent.clone(), metrics.clone());
+        let served = Served {
+            me: config.id,
+            raft: raft.clone(),
+            transport: transport.clone(),
+            images: images.clone(),
+            transfers: transfers.clone(),
+            agent: agent.clone(),
+            metrics: metrics.clone(),
+        };
+        let server = Server::new(served);
 
         let (contact, contacts) = watch::channel(false);
         let (stage, stages) = watch::channel(Stage::Starting("the node is starting".into()));
         let listener = Arc::new(tokio::sync::Mutex::new(listener));
         tasks.keep("http", {
             let contacts = contacts.clone();
-            let seen = http::Seen { raft: raft.clone(), transport: transport.clone(), metrics: metrics.clone() };
+            let limits = images.limits();
+            let seen = http::Seen {
+                raft: raft.clone(),
+                transport: transport.clone(),
+                metrics: metrics.clone(),
+                sent_bytes: limits.moved_bytes(Direction::Up).clone(),
+                received_bytes: limits.moved_bytes(Direction::Down).clone(),
+            };
             move || http::run(listener.clone(), stages.clone(), contacts.clone(), seen.clone())
         });
         tasks.keep("contact", {

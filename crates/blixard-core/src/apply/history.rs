@@ -1,6 +1,6 @@
 //! Which events follow from a command, and what notes do.
 
-use crate::limits::{ADOPTED_MAX, EVENT_REASON_BYTES_MAX, EVENTS_MAX, NODES_MAX, at_most};
+use crate::limits::{self, ADOPTED_MAX, EVENT_REASON_BYTES_MAX, EVENTS_MAX, NODES_MAX, at_most};
 use crate::{
     Actor, Answer, Change, Command, Event, Happening, ImageId, ImageName, NodeId, Note, Observed, Outcome, Phase,
     Power, Rejection, State, VmId, VmName, VmOrder,
@@ -115,6 +115,10 @@ impl State {
                 self.history.lost.remove(node);
             }
             Note::Started { adopted } => at_most("adopted vms", adopted.len(), ADOPTED_MAX)?,
+            Note::ImageFailing { image, reason, .. } => {
+                limits::reason(reason)?;
+                self.images.get(image).ok_or(Rejection::UnknownImage)?;
+            }
         }
         Ok(Answer::Done)
     }
@@ -211,6 +215,11 @@ impl State {
                 let names = adopted.iter().filter_map(|id| self.vm_name(*id));
                 let adopted = names.map(|vm| Happening::VmAdopted { vm, node: me }).take(EVENTS_MAX / 2);
                 [Happening::NodeStarted { node: me }].into_iter().chain(adopted).collect()
+            }
+            Note::ImageFailing { image, reason, retrying } => {
+                let failing =
+                    |image| Happening::ImageFailing { image, node: me, reason: short(reason), retrying: *retrying };
+                self.image_name(*image).map(failing).into_iter().collect()
             }
             Note::Voters(_) | Note::Lost(_) | Note::Back(_) => Vec::new(),
         }

@@ -410,6 +410,11 @@ fn note() -> impl Strategy<Value = Note> {
         node_id().prop_map(Note::Lost),
         node_id().prop_map(Note::Back),
         vec(any_vm(), 0..3).prop_map(|adopted| Note::Started { adopted }),
+        (any_image(), any::<bool>()).prop_map(|(image, retrying)| Note::ImageFailing {
+            image,
+            reason: "gone".into(),
+            retrying
+        }),
     ]
 }
 

@@ -38,7 +38,9 @@ impl Agent {
         let mut reports = Vec::new();
         for action in actions {
             match action {
-                Action::FetchImage { image, urgent } => self.fetch(image, urgent).await,
+                Action::FetchImage { image, urgent } => {
+                    self.fetch(image, if urgent { Priority::VmWaiting } else { Priority::Copy }).await;
+                }
                 Action::DropImage { image } => self.drop_image(image).await,
                 Action::Launch { vm, epoch, run, restarts } => self.launch(vm, epoch, run, restarts),
                 Action::Stop { vm, timeout_ms } => {
@@ -119,10 +121,9 @@ impl Agent {
         self.order(vm, Order::Launch, launching, move |agent| async move { carry_out(agent).await }.instrument(span));
     }
 
-    async fn fetch(&self, image: ImageId, urgent: bool) {
+    pub(super) async fn fetch(&self, image: ImageId, priority: Priority) {
         let found = self.inner.raft.read(|state| sources(state, self.inner.me, image));
         let Some((manifest, sources)) = found else { return };
-        let priority = if urgent { Priority::VmWaiting } else { Priority::Copy };
         // Kept before the first byte comes, or what has come could be collected as garbage.
         if let Err(error) = self.inner.images.keep(image, &manifest).await {
             self.inner.metrics.agent_failures.inc();
@@ -146,7 +147,9 @@ impl Agent {
 
     async fn drop_image(&self, image: ImageId) {
         tracing::info!(image = %image.short(), "dropping an image that is not in the catalog");
-        self.inner.transfers.cancel(image);
+        if let Err(error) = self.inner.transfers.forget(image).await {
+            tracing::warn!(%image, error = format!("{error:#}"), "what was asked for of an image cannot be forgotten");
+        }
         {
             let mut desk = self.desk();
             desk.complete.remove(&image);

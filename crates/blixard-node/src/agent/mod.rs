@@ -14,6 +14,7 @@
 mod execute;
 mod launch;
 mod observe;
+mod requests;
 mod sources;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -70,6 +71,8 @@ struct Desk {
     complete: BTreeSet<ImageId>,
     /// Where each transfer was last told to fetch from.
     sources: BTreeMap<ImageId, Vec<Holder>>,
+    /// Images of which the cluster was told that they could not be fetched, until they are here or gone.
+    failing: BTreeSet<ImageId>,
     /// When the blob store was last asked whether it works.
     health_seen: Option<Instant>,
     /// Whether the guests that ran before this process were counted.
@@ -169,20 +172,27 @@ impl Agent {
         self.inner.metrics.images_held.set(i64::try_from(held).unwrap_or(i64::MAX));
         let plan = self.inner.raft.read(|state| blixard_core::reconcile(self.inner.me, state, &local, clock::now()));
         self.execute(plan.actions).await;
+        self.tell_failing(&local);
+        self.look_after_requests(&local).await?;
         Ok(plan.look_again_at)
     }
 
     /// Tells the cluster that this process has started, and which guests it found.
     async fn tell_start(self, mut adopted: Vec<VmId>) {
         adopted.truncate(blixard_core::limits::ADOPTED_MAX);
-        let (by, change) = (Actor::Node(self.inner.me), Change::Note(Note::Started { adopted }));
+        self.tell(Note::Started { adopted }).await;
+    }
+
+    /// Tells the cluster what no command follows from, however long it takes.
+    async fn tell(self, note: Note) {
+        let (by, change) = (Actor::Node(self.inner.me), Change::Note(note));
         // Without an id, which would be kept among the answers: the same time in all tries tells them as one.
         let command = Command { request: None, at: clock::now(), by, change };
         loop {
             match self.inner.raft.propose(&command).await {
                 Ok(_) | Err(ConsensusError::Stopped { .. }) => return,
                 // The proposal has waited for a leader long enough by itself.
-                Err(error) => tracing::debug!(%error, "that this node started is told again"),
+                Err(error) => tracing::debug!(%error, "what happened here is told again"),
             }
         }
     }

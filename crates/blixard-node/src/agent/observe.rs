@@ -6,7 +6,7 @@ use blixard_hypervisor::{ExitReason, ObservedVm, VmState};
 
 use super::Agent;
 use crate::clock;
-use crate::transfers::Priority;
+use crate::transfers::{Priority, TransferState, TransferStatus};
 
 /// A guest that reboots sooner than this after its start, in milliseconds, likely panicked, and the restart policy slows it
 /// down; one that reboots later did so on purpose and is started again at once.
@@ -46,6 +46,14 @@ fn local_state(state: VmState, stopping_since: UnixMs) -> LocalVmState {
         }
         VmState::Damaged { detail } => LocalVmState::Damaged { reason: detail },
     }
+}
+
+/// What a vm is told that waits for an image which does not come.
+fn why_it_waits(status: &TransferStatus) -> Option<String> {
+    if status.state == TransferState::Paused {
+        return Some("it is paused on this node; `blixard transfer resume` lets it go on".to_owned());
+    }
+    status.failure.as_ref().map(|failure| failure.reason.clone())
 }
 
 impl Agent {
@@ -118,7 +126,7 @@ impl Agent {
                 Some(status) => {
                     self.refresh_sources(image, status.priority);
                     let urgent = status.priority == Priority::VmWaiting;
-                    Some(LocalImage::Fetching { urgent, failure: status.failure })
+                    Some(LocalImage::Fetching { urgent, failure: why_it_waits(&status) })
                 }
                 None => {
                     let manifest = self.inner.raft.read(|state| state.images.get(&image).map(|i| i.manifest.clone()));

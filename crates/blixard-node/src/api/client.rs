@@ -2,6 +2,7 @@
 
 mod access;
 mod guests;
+mod transfers;
 
 use std::time::Duration;
 

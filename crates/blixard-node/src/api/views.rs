@@ -13,7 +13,9 @@ use serde::{Deserialize, Serialize};
 use crate::raft::Role;
 
 mod peers;
+mod transfers;
 pub use peers::*;
+pub use transfers::*;
 
 /// The cluster as one node sees it.
 #[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
@@ -312,19 +314,6 @@ pub struct StopVm {
     /// once.
     #[schemars(range(max = limits::STOP_TIMEOUT_MS_MAX))]
     pub timeout_ms: Option<u64>,
-}
-
-/// An image on its way to a node.
-#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
-pub struct TransferView {
-    /// Bytes there and verified.
-    pub bytes_done: u64,
-    /// Bytes in all.
-    pub bytes_total: u64,
-    /// Nodes it comes from at the moment.
-    pub sources: usize,
-    /// Why the last attempt failed, while it waits for the next.
-    pub failure: Option<String>,
 }
 
 /// What only the vm's node knows.

@@ -33,6 +33,7 @@ pub(super) fn text(seen: &Seen) -> String {
         state.nodes.values().map(|node| (node.endpoint, node.id)).collect::<BTreeMap<_, _>>()
     });
     traffic(&mut now, seen, &nodes);
+    content(&mut now, seen, view.node, &nodes);
     let mut process = Registry::default();
     of_process(&mut process);
     let mut text = String::new();
@@ -141,6 +142,20 @@ fn traffic(now: &mut Registry, seen: &Seen, nodes: &BTreeMap<blixard_core::Endpo
     }
     let help = "The shortest round trip to a node over an open connection";
     now.register_with_unit("transport_round_trip", help, Unit::Seconds, round_trips);
+}
+
+/// Image content that went between this node and the others.
+fn content(now: &mut Registry, seen: &Seen, me: NodeId, nodes: &BTreeMap<blixard_core::EndpointId, NodeId>) {
+    let family = Family::<Labels<2>, Counter>::default();
+    for (direction, counted) in [("sent", &seen.sent_bytes), ("received", &seen.received_bytes)] {
+        let counted = counted.read();
+        for (endpoint, node) in nodes.iter().filter(|(_, node)| **node != me) {
+            let labels = [("direction", direction.into()), ("node", node.to_string().into())];
+            family.get_or_create(&labels).inc_by(counted.get(endpoint).copied().unwrap_or(0));
+        }
+    }
+    let help = "Image content that went between this node and each of the others; sent, with the hashes that prove it";
+    now.register_with_unit("image_moved", help, Unit::Bytes, family);
 }
 
 fn of_process(registry: &mut Registry) {

@@ -25,7 +25,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::api::bootstrap::Bootstrap;
 use crate::config::HTTP_PORT_OFFSET;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, PeerBytes};
 use crate::raft::Raft;
 use crate::transport::Transport;
 use places::Callers;
@@ -61,6 +61,9 @@ pub(crate) struct Seen {
     pub(crate) raft: Raft,
     pub(crate) transport: Transport,
     pub(crate) metrics: Arc<Metrics>,
+    /// Image content sent to and received from each peer.
+    pub(crate) sent_bytes: Arc<PeerBytes>,
+    pub(crate) received_bytes: Arc<PeerBytes>,
 }
 
 /// Opens the door.

@@ -23,9 +23,12 @@ mod fetch;
 mod holders;
 mod import;
 mod keep;
+mod limits;
 mod orders;
 mod plan;
 mod seal;
+mod serve;
+mod slices;
 mod space;
 mod standing;
 #[cfg(test)]
@@ -33,18 +36,18 @@ pub(crate) mod tests;
 mod workers;
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use blixard_core::{BlobHash, EndpointId, Manifest};
+use iroh_blobs::Hash;
 use iroh_blobs::api::blobs::BlobStatus;
-use iroh_blobs::provider::events::{EventMask, EventSender, RequestMode};
 use iroh_blobs::store::fs::FsStore;
 use iroh_blobs::store::fs::options::Options;
 use iroh_blobs::store::{GcConfig, fs::options::PathOptions};
-use iroh_blobs::{BlobsProtocol, Hash};
 
 use crate::damage::check_database;
 use crate::transport::{Handler, Transport};
@@ -52,6 +55,7 @@ use crate::transport::{Handler, Transport};
 pub(crate) use fetch::{FetchError, Progress};
 pub(crate) use holders::Holder;
 pub(crate) use import::{ImportError, ImportedBlob};
+pub(crate) use limits::{BYTES_PER_S_MIN, Direction, Limits, Rates};
 pub(crate) use space::NoSpace;
 pub(crate) use standing::{SCORE_MAX, Standing};
 
@@ -70,8 +74,6 @@ const COLLECT_EVERY: Duration = Duration::from_secs(60);
 /// How long the store's database may gather changes before it writes them. The store's own half a second would be lost
 /// by a kill -9 at the start of a fetch: it would not know that the blob's first pieces are there.
 const GATHER: Duration = Duration::from_millis(50);
-/// Events wait for nobody here: the mask asks for none that would have to be answered.
-const EVENTS: usize = 1;
 
 /// A blob cannot be used as it is.
 #[derive(Debug, thiserror::Error)]
@@ -108,6 +110,7 @@ struct Inner {
     collector: Collector,
     imports: Imports,
     standings: Standings,
+    limits: Limits,
 }
 
 impl Images {
@@ -156,18 +159,22 @@ impl Images {
             .map_err(|error| anyhow::anyhow!("{error:#}"))
             .with_context(|| format!("open blob store in {}", dir.display()))?;
         let imports = Imports::new(files.temp_path.clone());
-        let standings = Standings::default();
-        let inner = Inner { store, files, transport, collector, imports, standings };
+        let (standings, limits) = (Standings::default(), Limits::none());
+        let inner = Inner { store, files, transport, collector, imports, standings, limits };
         let images = Self { inner: Arc::new(inner) };
         images.remove_leftovers().await.with_context(|| format!("tidy the blob store in {}", dir.display()))?;
         Ok(images)
     }
 
-    /// What serves the blobs to members: whole ones and parts, and which ranges there are. It takes nothing in.
+    /// What serves the blobs to members: see `serve.rs`.
     pub(crate) fn handler(&self) -> Handler {
-        let mask = EventMask { push: RequestMode::Disabled, get_many: RequestMode::Disabled, ..EventMask::DEFAULT };
-        let (events, _) = EventSender::channel(EVENTS, mask);
-        Box::new(BlobsProtocol::new(&self.inner.store, Some(events)))
+        let (store, limits) = (self.inner.store.deref().clone(), self.inner.limits.clone());
+        crate::transport::handler(move |connection| serve::serve(store.clone(), limits.clone(), connection))
+    }
+
+    /// How fast content may go, and how much has gone.
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.inner.limits
     }
 
     /// The file of a blob, to be opened for reading in place. It stays there, unwritten, for as long as an image keeps the

@@ -1,6 +1,7 @@
 //! One order of a fetch: a request to one source, and what becomes of it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use futures::StreamExt;
 use iroh_blobs::api::remote::GetProgressItem;
@@ -10,10 +11,10 @@ use iroh_blobs::protocol::ChunkRanges;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use super::FetchError;
 use super::holders::Source;
 use super::plan::Order;
 use super::workers::{Failure, Job, STALL_TIMEOUT};
+use super::{Direction, FetchError};
 
 /// Progress is told in steps of this size: more often is too often for anybody to read.
 const PROGRESS_STEP_BYTES: u64 = 64 << 10;
@@ -24,7 +25,7 @@ impl Job {
     /// Carries out an order. What it did not bring is given back to the plan.
     pub(super) async fn fetch_order(self: &Arc<Self>, source: &Source, order: Order) -> Result<(), Failure> {
         let hold = Hold::new(self, order.number);
-        let mut received = Received { job: self, order: order.number, bytes: 0, told_bytes: 0 };
+        let mut received = Received { job: self, order: order.number, is_asked: false, bytes: 0, told_bytes: 0 };
         let result = match self.images.check_space(order.bytes()).await {
             Ok(()) => tokio::select! {
                 result = self.request(source, &order, &mut received) => result.map(|()| true),
@@ -37,7 +38,8 @@ impl Job {
             self.delivered(source.holder.endpoint);
         }
         let standings = &self.images.inner.standings;
-        let silent = source.note_silence(received.bytes == 0);
+        // One that was held back by a limit was not asked at all.
+        let silent = source.note_silence(received.is_asked && received.bytes == 0);
         let failure = match result {
             Ok(true) => {
                 standings.received(source.holder.endpoint, order.bytes());
@@ -60,17 +62,34 @@ impl Job {
         failure.map_or(Ok(()), Err)
     }
 
+    /// Asks for what is ordered, at once or, under a limit, bit by bit.
     async fn request(&self, source: &Source, order: &Order, received: &mut Received<'_>) -> Result<(), Failure> {
+        let (limits, peer) = (self.images.limits(), source.holder.endpoint);
+        let mut rest = order.clone();
+        while let Some(slice) = rest.take_slice(limits.request_bytes_max(peer)) {
+            limits.admit(Direction::Down, peer, slice.bytes()).await;
+            if source.has_failed() {
+                return Err(Failure::Source("it failed meanwhile".to_owned()));
+            }
+            received.is_asked = true;
+            self.request_slice(source, &slice, received).await?;
+            limits.moved_bytes(Direction::Down).of(peer).fetch_add(slice.bytes(), Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    async fn request_slice(&self, source: &Source, slice: &Order, received: &mut Received<'_>) -> Result<(), Failure> {
+        let before = received.bytes;
         let stalled = |_| Failure::Source(format!("it delivered nothing for {} s", STALL_TIMEOUT.as_secs()));
         let streams = timeout(STALL_TIMEOUT, source.connection.open_bi()).await.map_err(stalled)?;
         let (send, recv) = streams.map_err(|error| Failure::Source(source.reason(error)))?;
         let pair = StreamPair::new(source.connection.stable_id() as u64, recv, send);
         let remote = self.images.inner.store.remote();
         // This stream drives the transfer, and is read to its end: whoever leaves it unread stalls the connection.
-        let mut items = std::pin::pin!(remote.execute_get(pair, order.request()).stream());
+        let mut items = std::pin::pin!(remote.execute_get(pair, slice.request()).stream());
         loop {
             match timeout(STALL_TIMEOUT, items.next()).await.map_err(stalled)? {
-                Some(GetProgressItem::Progress(bytes)) => received.reached(bytes),
+                Some(GetProgressItem::Progress(bytes)) => received.reached(before + bytes),
                 Some(GetProgressItem::Done(_)) => return Ok(()),
                 Some(GetProgressItem::Error(error)) => return Err(failure(source, &error)),
                 None => return Err(Failure::Source("the request ended without a result".to_owned())),
@@ -96,6 +115,7 @@ fn failure(source: &Source, error: &GetError) -> Failure {
 struct Received<'a> {
     job: &'a Job,
     order: u64,
+    is_asked: bool,
     bytes: u64,
     told_bytes: u64,
 }

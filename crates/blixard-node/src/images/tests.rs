@@ -4,6 +4,7 @@
 mod crash;
 mod fetching;
 mod keeping;
+mod limiting;
 mod swarm;
 
 use std::path::{Path, PathBuf};

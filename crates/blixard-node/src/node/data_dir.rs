@@ -6,6 +6,7 @@
 //! node.json                   this node's number and cluster
 //! bootstrap.json              the last good answer to a bootstrap request
 //! members.json                the members as this node last knew them
+//! transfers.json              what people have set of transfers: limits, pauses, requests
 //! node-<id>-registry.json     how tools on this host find the node
 //! raft/                       log and state
 //! images/                     blobs

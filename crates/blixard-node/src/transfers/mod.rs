@@ -1,33 +1,46 @@
 //! Images on their way to this node: one queue, a few at once, tried again until they are here or no longer wanted.
 //!
-//! The room owns the queue and the task that works it off. It decides neither which images this node is to have nor
-//! where they are: the agent says so, again and again ([`Transfers::want`], [`Transfers::cancel`]), and asks `images/`
-//! what has arrived. What a transfer fetched stays when it fails or is cancelled, as long as the image is kept.
+//! The room owns the queue and the task that works it off, what people have set of it (limits, pauses, requests), and the file
+//! that keeps that. It decides neither which images this node is to have nor where they are: the agent says so, again and
+//! again ([`Transfers::want`], [`Transfers::forget`]), and asks `images/` what has arrived. What a transfer fetched stays
+//! when it fails, is put back or cancelled, as long as the image is kept.
 //!
 //! ```text
 //! want -> queued -> running -> (here: forgotten)
-//!            ^         |
-//!            +- failed <   after a growing wait, or at once when a new source turns up
+//!         ^ ^ ^       | | |
+//!         | | +- put back, when something more urgent needs the place
+//!         | +--- paused, until it is resumed
+//!         +----- failed <   after a growing wait, or at once when a new source turns up
 //! ```
 //!
 //! A crash loses the queue and nothing else: the agent wants again what it still misses. It stops with
 //! [`Transfers::shutdown`] or when the last clone is dropped; transfers under way end where they are.
 
+mod failure;
+mod kept;
+mod meter;
 mod queue;
 mod work;
 
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use blixard_core::{ImageId, Manifest};
+use blixard_core::{EndpointId, ImageId, Manifest};
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
-use crate::images::{FetchError, Holder, Images, Progress};
+use crate::images::{FetchError, Holder, Images, Limits, Progress, Rates};
 use crate::metrics::Metrics;
 
+pub(crate) use failure::{Failure, FailureClass};
+pub(crate) use kept::Kept;
+pub(crate) use queue::Cancelled;
+
+use kept::Keeper;
 use queue::Queue;
 
 /// How urgent a transfer is.
@@ -35,8 +48,23 @@ use queue::Queue;
 pub(crate) enum Priority {
     /// A copy for safety: nobody waits for it.
     Copy,
+    /// An operator asked for it.
+    Operator,
     /// A vm on this node cannot start without it.
     VmWaiting,
+}
+
+impl Priority {
+    pub(crate) const ALL: [Self; 3] = [Self::Copy, Self::Operator, Self::VmWaiting];
+
+    /// The word for it.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Copy => "copy",
+            Self::Operator => "operator",
+            Self::VmWaiting => "vm",
+        }
+    }
 }
 
 /// Where a transfer stands.
@@ -46,13 +74,28 @@ pub(crate) enum TransferState {
     Queued,
     /// It is under way.
     Running,
-    /// It failed and will be tried again.
+    /// It waits until somebody resumes it.
+    Paused,
+    /// It failed.
     Failed {
-        /// How often it failed in a row.
-        attempts: u32,
-        /// When it is tried again, at the earliest.
-        retry_at: Instant,
+        /// When it is tried again, at the earliest; without a time, not by itself.
+        retry_at: Option<Instant>,
     },
+}
+
+impl TransferState {
+    /// Every word that [`Self::word`] has.
+    const WORDS: [&str; 4] = ["queued", "running", "paused", "failed"];
+
+    /// The word for it.
+    pub(crate) fn word(&self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Failed { .. } => "failed",
+        }
+    }
 }
 
 /// What is known of a transfer.
@@ -60,16 +103,24 @@ pub(crate) enum TransferState {
 pub(crate) struct TransferStatus {
     /// How urgent it is.
     pub priority: Priority,
+    /// Whether an operator asked for it, whoever else wants it.
+    pub is_requested: bool,
     /// Where it stands.
     pub state: TransferState,
     /// How far it is; of the last attempt when it does not run.
     pub progress: Progress,
+    /// How fast it goes; 0 when it does not run.
+    pub bytes_per_s: u64,
+    /// Nodes that it may come from.
+    pub sources: Vec<EndpointId>,
+    /// How often it failed in a row.
+    pub failures: u32,
     /// Why the attempt before failed, until this one has received something.
-    pub failure: Option<String>,
+    pub failure: Option<Failure>,
 }
 
-/// One order to fetch an image; what it answers is for people.
-type Fetch = Arc<dyn Fn(Order) -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
+/// One order to fetch an image.
+type Fetch = Arc<dyn Fn(Order) -> BoxFuture<'static, Result<(), Failure>> + Send + Sync>;
 
 /// What a fetch needs to know.
 struct Order {
@@ -77,6 +128,7 @@ struct Order {
     manifest: Manifest,
     /// Who has the image; more may become known while it is fetched.
     sources: watch::Receiver<Vec<Holder>>,
+    priority: Priority,
     progress: watch::Sender<Progress>,
 }
 
@@ -94,6 +146,8 @@ struct Shared {
     work: Notify,
     changed: watch::Sender<()>,
     metrics: Arc<Metrics>,
+    keeper: Keeper,
+    limits: Limits,
 }
 
 impl std::fmt::Debug for Shared {
@@ -121,20 +175,35 @@ impl Drop for Worker {
 }
 
 impl Transfers {
-    /// An empty queue, and the task that will work it off.
-    pub(crate) fn new(images: Images, metrics: Arc<Metrics>) -> Self {
-        let counted = metrics.clone();
-        Self::with(Arc::new(move |order| fetch(images.clone(), order, counted.clone()).boxed()), metrics)
+    /// An empty queue, and the task that will work it off, so many at once. What people have set before holds again.
+    ///
+    /// # Errors
+    /// With [`crate::Damage`] when the file is damaged that this is kept in.
+    pub(crate) fn open(file: &Path, running_max: usize, images: Images, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
+        let (counted, limits, keeper) = (metrics.clone(), images.limits().clone(), Keeper::open(file)?);
+        let kept = keeper.read();
+        limits.set(None, kept.limits);
+        kept.peers.iter().for_each(|(peer, rates)| limits.set(Some(*peer), *rates));
+        let fetch: Fetch = Arc::new(move |order| fetch(images.clone(), order, counted.clone()).boxed());
+        Ok(Self::with(fetch, metrics, keeper, limits, running_max))
     }
 
-    fn with(fetch: Fetch, metrics: Arc<Metrics>) -> Self {
+    fn with(fetch: Fetch, metrics: Arc<Metrics>, keeper: Keeper, limits: Limits, running_max: usize) -> Self {
+        let queue = Queue::new(running_max, keeper.read().paused);
         let shared = Arc::new(Shared {
-            queue: Mutex::default(),
+            queue: Mutex::new(queue),
             fetch,
             work: Notify::new(),
             changed: watch::Sender::new(()),
             metrics,
+            keeper,
+            limits,
         });
+        // A rate needs a zero to begin with.
+        for priority in Priority::ALL {
+            drop(shared.metrics.fetched_bytes.get_or_create(&[("priority", priority.word().into())]));
+        }
+        shared.moved();
         let worker = tokio::spawn(work::supervise(shared.clone()));
         Self { shared, _worker: Arc::new(Worker(Mutex::new(Some(worker)))) }
     }
@@ -148,11 +217,90 @@ impl Transfers {
         }
     }
 
-    /// No longer wants an image. It stays kept, with what was fetched of it, until `images/` drops it.
-    pub(crate) fn cancel(&self, image: ImageId) {
-        if self.shared.queue().cancel(image) {
+    /// No longer wants an image, whoever did, because it is not in the catalog any more. It stays kept, with what was fetched of
+    /// it, until `images/` drops it.
+    ///
+    /// # Errors
+    /// When it cannot be written down that nobody asks for it.
+    pub(crate) async fn forget(&self, image: ImageId) -> anyhow::Result<()> {
+        if self.shared.queue().forget(image) {
             self.shared.tell();
         }
+        let change = |kept: &mut Kept| {
+            kept.paused.remove(&image);
+            kept.requested.remove(&image);
+        };
+        self.shared.keeper.change(change, |_| ()).await
+    }
+
+    /// Notes that an operator wants an image here, until [`Self::settle`]. The agent then wants it.
+    ///
+    /// # Errors
+    /// When it cannot be written down; then nothing has changed.
+    pub(crate) async fn request(&self, image: ImageId) -> anyhow::Result<()> {
+        let change = |kept: &mut Kept| {
+            kept.requested.insert(image);
+        };
+        self.shared.keeper.change(change, |_| ()).await
+    }
+
+    /// Notes that an image is here that an operator asked for.
+    ///
+    /// # Errors
+    /// When it cannot be written down.
+    pub(crate) async fn settle(&self, image: ImageId) -> anyhow::Result<()> {
+        let change = |kept: &mut Kept| {
+            kept.requested.remove(&image);
+        };
+        self.shared.keeper.change(change, |_| ()).await
+    }
+
+    /// Gives up what an operator asked for; nothing when it is not on its way.
+    ///
+    /// # Errors
+    /// When it cannot be written down; then nothing has changed.
+    pub(crate) async fn cancel_request(&self, image: ImageId) -> anyhow::Result<Option<Cancelled>> {
+        let (mut was_requested, mut cancelled) = (false, None);
+        let change = |kept: &mut Kept| was_requested = kept.requested.remove(&image);
+        self.shared.keeper.change(change, |_| cancelled = self.shared.queue().cancel_request(image)).await?;
+        self.shared.tell();
+        // It may be noted and not be in the queue, for a moment after a restart.
+        Ok(cancelled.or(was_requested.then_some(Cancelled::Gone)))
+    }
+
+    /// Lets an image wait until it is resumed, also after a restart. Whether it is on its way, and so can be.
+    ///
+    /// # Errors
+    /// When it cannot be written down; then nothing has changed.
+    pub(crate) async fn pause(&self, image: ImageId) -> anyhow::Result<bool> {
+        if !self.shared.queue().knows(image) {
+            return Ok(false);
+        }
+        let change = |kept: &mut Kept| {
+            kept.paused.insert(image);
+        };
+        self.shared.keeper.change(change, |_| self.shared.queue().pause(image)).await?;
+        self.shared.tell();
+        Ok(true)
+    }
+
+    /// Lets an image go on that was paused, or tries one at once that failed. Whether it is on its way.
+    ///
+    /// # Errors
+    /// When it cannot be written down; then nothing has changed.
+    pub(crate) async fn resume(&self, image: ImageId) -> anyhow::Result<bool> {
+        let mut is_known = self.shared.queue().knows(image);
+        let change = |kept: &mut Kept| is_known |= kept.paused.remove(&image);
+        self.shared.keeper.change(change, |_| self.shared.queue().resume(image)).await?;
+        self.shared.tell();
+        Ok(is_known)
+    }
+
+    /// All transfers, those that come first in front.
+    pub(crate) fn list(&self) -> Vec<(ImageId, TransferStatus)> {
+        let mut queue = self.shared.queue();
+        queue.measure(Instant::now());
+        queue.list()
     }
 
     /// Where the transfer of an image stands; `None` when it is not wanted, or is here.
@@ -163,6 +311,30 @@ impl Transfers {
     /// Sends whenever a transfer begins, ends, or changes otherwise than in its progress.
     pub(crate) fn changed(&self) -> watch::Receiver<()> {
         self.shared.changed.subscribe()
+    }
+
+    /// Limits how fast content is sent and received: altogether or, where one is named, between this node and one peer. Rates
+    /// without a number lift a limit.
+    ///
+    /// # Errors
+    /// When it cannot be written down; then nothing has changed.
+    pub(crate) async fn limit(&self, peer: Option<EndpointId>, rates: Rates) -> anyhow::Result<()> {
+        let change = |kept: &mut Kept| match peer {
+            None => kept.limits = rates,
+            Some(peer) if rates == Rates::default() => drop(kept.peers.remove(&peer)),
+            Some(peer) => drop(kept.peers.insert(peer, rates)),
+        };
+        self.shared.keeper.change(change, |_| self.shared.limits.set(peer, rates)).await
+    }
+
+    /// What people have set.
+    pub(crate) fn kept(&self) -> Kept {
+        self.shared.keeper.read()
+    }
+
+    /// How fast content may go, and how much has gone.
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.shared.limits
     }
 
     /// Ends the transfers under way and starts no others.
@@ -188,22 +360,36 @@ impl Shared {
 
     /// Tells whoever watches that a transfer has changed its state.
     fn moved(&self) {
-        for (state, count) in self.queue().counts() {
-            self.metrics.transfers.get_or_create(&[("state", state.into())]).set(count);
+        for ((priority, state), count) in self.queue().counts() {
+            let labels = [("priority", priority.word().into()), ("state", state.into())];
+            self.metrics.transfers.get_or_create(&labels).set(count);
         }
         self.changed.send_replace(());
     }
 }
 
-async fn fetch(images: Images, order: Order, metrics: Arc<Metrics>) -> Result<(), String> {
-    images.keep(order.image, &order.manifest).await.map_err(|error| format!("{error:#}"))?;
+/// Counts what an attempt received, however it ends.
+struct Counted {
+    progress: watch::Sender<Progress>,
+    bytes: Counter,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.bytes.inc_by(self.progress.borrow().bytes_received);
+    }
+}
+
+async fn fetch(images: Images, order: Order, metrics: Arc<Metrics>) -> Result<(), Failure> {
+    let bytes = metrics.fetched_bytes.get_or_create(&[("priority", order.priority.word().into())]).clone();
+    let _counted = Counted { progress: order.progress.clone(), bytes };
+    images.keep(order.image, &order.manifest).await.map_err(|error| Failure::storage(format!("{error:#}")))?;
     let fetched = images.fetch(&order.manifest, order.sources, &order.progress).await;
-    metrics.fetched_bytes.inc_by(order.progress.borrow().bytes_received);
     if let Err(FetchError::Damaged(_)) = &fetched {
         // The store replaces nothing that it takes for whole: the next attempt begins after it was removed.
-        images.drop_image(order.image).await.map_err(|error| format!("{error:#}"))?;
+        images.drop_image(order.image).await.map_err(|error| Failure::storage(format!("{error:#}")))?;
     }
-    fetched.map_err(|error| error.to_string())
+    Ok(fetched?)
 }
 
 #[cfg(test)]

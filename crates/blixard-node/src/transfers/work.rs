@@ -6,12 +6,15 @@ use std::time::{Duration, Instant};
 use blixard_core::ImageId;
 use futures::FutureExt;
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 
-use super::Shared;
+use super::{Failure, Shared};
 use crate::metrics::outcome;
 
 /// The pause before a worker that panicked is started again: whatever it met may still be there.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
+/// How often it is looked how far those are that run, for their rates.
+const MEASURE_EVERY: Duration = Duration::from_secs(1);
 
 /// Works the queue off for ever. A panic of the worker is logged and counted, and the worker started again; transfers that
 /// it ran are queued again.
@@ -35,6 +38,8 @@ pub(super) async fn supervise(shared: Arc<Shared>) {
 
 async fn work(shared: Arc<Shared>) {
     let mut running = JoinSet::new();
+    let mut measure = tokio::time::interval(MEASURE_EVERY);
+    measure.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         start_due(&shared, &mut running);
         let now = Instant::now();
@@ -48,6 +53,7 @@ async fn work(shared: Arc<Shared>) {
         tokio::select! {
             () = shared.work.notified() => {}
             () = retry => {}
+            _ = measure.tick(), if !running.is_empty() => shared.queue().measure(Instant::now()),
             Some(ended) = running.join_next() => {
                 // One that was cancelled ends without a result, and nobody waits for it.
                 if let Ok(ended) = ended {
@@ -58,11 +64,11 @@ async fn work(shared: Arc<Shared>) {
     }
 }
 
-type Ended = (ImageId, u64, Result<(), String>);
+type Ended = (ImageId, u64, Result<(), Failure>);
 
 fn start_due(shared: &Arc<Shared>, running: &mut JoinSet<Ended>) {
     loop {
-        let Some((number, order)) = shared.queue().start(Instant::now()) else { return };
+        let Some((attempt, order)) = shared.queue().start(Instant::now()) else { return };
         let image = order.image;
         tracing::debug!(image = %image.short(), sources = order.sources.borrow().len(), "transfer begins");
         let fetch = std::panic::AssertUnwindSafe((shared.fetch)(order)).catch_unwind();
@@ -70,26 +76,28 @@ fn start_due(shared: &Arc<Shared>, running: &mut JoinSet<Ended>) {
         let task = running.spawn(async move {
             let result = fetch.await.unwrap_or_else(|_| {
                 panicked.metrics.transfer_panics.inc();
-                Err("the transfer panicked; the log says where".to_owned())
+                Err(Failure::storage("the transfer panicked; the log says where"))
             });
-            (image, number, result)
+            (image, attempt, result)
         });
-        shared.queue().started(image, number, task);
+        shared.queue().started(image, attempt, task);
         shared.moved();
     }
 }
 
-fn end(shared: &Shared, (image, number, result): Ended) {
+fn end(shared: &Shared, (image, attempt, result): Ended) {
     shared.metrics.fetches.get_or_create(&outcome(result.is_ok())).inc();
     match &result {
         Ok(()) => tracing::info!(image = %image.short(), "image is here"),
-        Err(reason) => {
-            tracing::warn!(image = %image.short(), reason, "transfer failed; it will be tried again");
+        Err(failure) => {
+            let Failure { class, reason } = failure;
+            shared.metrics.transfer_failures.get_or_create(&[("class", class.word().into())]).inc();
+            tracing::warn!(image = %image.short(), reason, is_retried = failure.is_retried(), "transfer failed");
         }
     }
     let mut spread = [0];
     // Without random bytes the wait is merely not spread.
     let _ = getrandom::fill(&mut spread);
-    shared.queue().ended(image, number, result, Instant::now(), spread[0]);
+    shared.queue().ended(image, attempt, result, Instant::now(), spread[0]);
     shared.moved();
 }

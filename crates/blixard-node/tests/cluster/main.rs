@@ -9,4 +9,5 @@ mod images;
 mod joining;
 mod requests;
 mod roles;
+mod transfers;
 mod vms;

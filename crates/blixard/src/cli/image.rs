@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use blixard_core::{BlobHash, DiskFormat, DiskPart, ImageKind, ImageName, Manifest, NodeId, Part};
-use blixard_node::api::{AddImage, BlobView, Client, ImageSource, ImageView};
+use blixard_node::api::{AddImage, BlobView, Client, ImageSource, ImageView, TransferOrder};
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::connect::NodeAddress;
 use super::files::{self, Sink, Source};
 use super::output::{self, Output, Table};
 use super::progress::{ByteBar, StatusLine};
+use super::values;
 use crate::failure::{Exit, Failure};
 
 /// What to do with images.
@@ -37,6 +38,20 @@ pub(super) enum Verb {
         /// The image's name.
         #[arg(value_name = "NAME")]
         name: ImageName,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Have a node fetch an image now, before anything needs it there. It goes before copies, and behind what a vm waits for.
+    #[command(after_help = "Examples:
+  blixard image fetch debian --node 3
+  blixard transfer list                    see how far it is")]
+    Fetch {
+        /// The image's name.
+        #[arg(value_name = "NAME")]
+        name: ImageName,
+        /// The node that is to fetch it; without it, the one that is asked.
+        #[arg(long, value_name = "N", value_parser = values::node_id)]
+        node: Option<NodeId>,
         #[command(flatten)]
         output: Output,
     },
@@ -127,6 +142,16 @@ pub(super) async fn run(node: NodeAddress, verb: Verb) -> anyhow::Result<()> {
         }
         Verb::Show { name, output } => {
             node.ask(async |client| output.show(&client.image(&name).await?, image_text, name_of)).await
+        }
+        Verb::Fetch { name, node: target, output } => {
+            node.ask(async |client| {
+                let target = client.order_transfer(&name, target, TransferOrder::Fetch).await?;
+                let answer = serde_json::json!({ "image": name, "node": target });
+                let text =
+                    format!("node {target} fetches image {name}, unless it has it; see `blixard transfer list`\n");
+                output.show(&answer, |_| text, |_| vec![name.clone()])
+            })
+            .await
         }
         Verb::Delete { name, output } => {
             node.ask(async |client| {

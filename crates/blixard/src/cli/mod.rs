@@ -22,6 +22,7 @@ mod progress;
 mod shell;
 mod status;
 mod traces;
+mod transfer;
 mod values;
 mod vm;
 
@@ -78,6 +79,9 @@ enum Verb {
     /// See how nodes find each other as sources of images.
     #[command(subcommand)]
     Peer(peer::Verb),
+    /// See images on their way between nodes, and limit how fast they go.
+    #[command(subcommand)]
+    Transfer(transfer::Verb),
     /// Create, run and watch virtual machines.
     #[command(subcommand)]
     Vm(vm::Verb),
@@ -116,7 +120,8 @@ impl Verb {
             Self::Node(_) | Self::Config(_) | Self::Client(_) => true,
             Self::Completions(_) | Self::Man(_) | Self::Guard { .. } => true,
             Self::Api(verb) => matches!(verb, api::Verb::Openapi),
-            Self::Cluster(_) | Self::Image(_) | Self::Peer(_) | Self::Vm(_) | Self::Events(_) => false,
+            Self::Cluster(_) | Self::Image(_) | Self::Peer(_) | Self::Transfer(_) => false,
+            Self::Vm(_) | Self::Events(_) => false,
         }
     }
 }
@@ -217,6 +222,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Cluster(verb) => ask(&words, cluster::run(node, verb)),
         Verb::Image(verb) => ask(&words, image::run(node, verb)),
         Verb::Peer(verb) => ask(&words, peer::run(node, verb)),
+        Verb::Transfer(verb) => ask(&words, transfer::run(node, verb)),
         Verb::Vm(verb) => ask(&words, vm::run(node, verb)),
         Verb::Events(events) => ask(&words, events::run(node, events)),
     };

@@ -120,7 +120,9 @@ fn style_of_state(state: &str) -> Option<Style> {
     let colour = match state {
         "ready" | "running" | "valid" => AnsiColor::Green,
         "failed" | "unreachable" => AnsiColor::Red,
-        "pending" | "preparing" | "joining" | "stopping" | "deleting" | "unknown" => AnsiColor::Yellow,
+        "pending" | "preparing" | "joining" | "stopping" | "deleting" | "unknown" | "queued" | "paused" => {
+            AnsiColor::Yellow
+        }
         _ => return None,
     };
     Some(colour.on_default())

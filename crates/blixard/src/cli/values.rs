@@ -9,6 +9,8 @@ use blixard_node::transport::Ticket;
 
 /// The word for "no limit", wherever one can be lifted.
 const UNLIMITED: &str = "unlimited";
+/// The same for a rate, of which there is then none that holds.
+const NO_RATE: &str = "none";
 const KIB_PER_MIB: u64 = 1024;
 
 /// How many nodes may join with a token; nothing for any number.
@@ -18,6 +20,10 @@ pub(super) struct Uses(pub(super) Option<u32>);
 /// How long a token is good for; nothing for as long as nobody revokes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Ttl(pub(super) Option<Duration>);
+
+/// A rate in bytes a second; nothing for no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Rate(pub(super) Option<u64>);
 
 /// A label: `KEY=VALUE`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,6 +133,27 @@ pub(super) fn mebibytes(text: &str) -> Result<u64, String> {
     }
 }
 
+/// A rate at which content goes.
+pub(super) fn rate(text: &str) -> Result<Rate, String> {
+    if text == NO_RATE || text == UNLIMITED {
+        return Ok(Rate(None));
+    }
+    let expected = || format!("expected a whole number with a unit, such as 500KiB/s, 20MiB/s or 1GiB/s, or {NO_RATE}");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| expected())?;
+    let unit = unit.trim().to_ascii_lowercase();
+    let unit = unit.strip_suffix("/s").unwrap_or(&unit);
+    let shift = match unit.strip_suffix("ib").unwrap_or(unit) {
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        _ => return Err(expected()),
+    };
+    let rate = number.checked_mul(1 << shift).ok_or("it is more than any network carries")?;
+    if rate == 0 { Err(format!("nothing would ever arrive; {NO_RATE} lifts a limit")) } else { Ok(Rate(Some(rate))) }
+}
+
 /// What happens when a guest ends by itself.
 pub(super) fn restart_policy(text: &str) -> Result<RestartPolicy, String> {
     match text {
@@ -182,6 +209,17 @@ mod tests {
         assert_eq!(ttl("1h"), Ok(Ttl(Some(Duration::from_secs(3600)))));
         assert_eq!(ttl("unlimited"), Ok(Ttl(None)));
         assert!(ttl("0s").is_err() && ttl("forever").is_err());
+    }
+
+    #[test]
+    fn rates_are_bytes_in_a_second() {
+        for (text, rate) in [("20MiB/s", 20 << 20), ("500KiB/s", 500 << 10), ("1g", 1 << 30), ("7 m/s", 7 << 20)] {
+            assert_eq!(super::rate(text), Ok(Rate(Some(rate))), "{text}");
+        }
+        assert_eq!((rate("none"), rate("unlimited")), (Ok(Rate(None)), Ok(Rate(None))));
+        for text in ["", "20", "20MB/s", "20Mbit/s", "0M", "-1M", "1.5M", "99999999999999G", "/s"] {
+            assert!(rate(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -116,7 +116,9 @@ fn metrics_tell_what_happened() {
     assert_eq!(value(2, "blixard_image_imports", &[("outcome", "done")]), 1.0);
     assert_eq!(value(2, "blixard_image_imported_bytes", &[]), (1 << 20) as f64);
     let sum = |name: &str, labels: &[(&str, &str)]| (1..=3).map(|id| value(id, name, labels)).sum::<f64>();
-    assert!(sum("blixard_image_fetched_bytes", &[]) >= (1 << 20) as f64, "a copy was fetched");
+    let fetched =
+        || ["vm", "operator", "copy"].map(|priority| sum("blixard_image_fetched_bytes", &[("priority", priority)]));
+    assert!(fetched().iter().sum::<f64>() >= (1 << 20) as f64, "a copy was fetched: {:?}", fetched());
     assert!(sum("blixard_image_fetches", &[("outcome", "done")]) >= 1.0);
     let create = [("route", "/v1/vms"), ("method", "POST"), ("status", "200")];
     assert_eq!(value(2, "blixard_api_requests", &create), 2.0);

@@ -1,13 +1,15 @@
 //! What this node asks of other members, over the `blixard/peer/1` protocol. `peer.rs` is the far end.
 
+use std::time::Duration;
+
 use axum::body::Body as RawBody;
 use axum::response::{IntoResponse, Response};
-use blixard_core::{EndpointId, ImageId, Part, VmId};
-use http::Request;
+use blixard_core::{EndpointId, ImageId, NodeId, Part, VmId};
+use http::{Method, Request};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use super::Server;
 use crate::api::fault::{Fault, FaultKind};
@@ -19,6 +21,11 @@ use crate::transport::http as wire;
 
 /// The largest JSON answer of a member: a group of 1,000 nodes.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
+/// How long a member may take that is asked about itself: a connection that has to be made, and a small file to be written on
+/// a busy disk.
+const NODE_PATIENCE: Duration = Duration::from_secs(10);
+/// For requests that have none.
+pub(super) const NO_BODY: Option<&()> = None;
 
 /// Which part of a console log.
 #[derive(Debug, Clone, Copy, schemars::JsonSchema, Deserialize)]
@@ -63,10 +70,38 @@ fn on_behalf(mut request: Request<RawBody>, client: EndpointId) -> Result<Reques
 }
 
 async fn ask<T: DeserializeOwned>(server: &Server, peer: EndpointId, path: &str) -> Result<T, Fault> {
-    let answer = send(server, peer, get_request(path)?).await?;
+    read(send(server, peer, get_request(path)?).await?).await
+}
+
+async fn read<T: DeserializeOwned>(answer: http::Response<Incoming>) -> Result<T, Fault> {
     let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
     let body = body.map_err(|error| Fault::new(FaultKind::Unavailable, error))?.to_bytes();
     serde_json::from_slice(&body).map_err(|error| Fault::new(FaultKind::Unavailable, error))
+}
+
+/// Has a member answer what a client asks about it.
+pub(super) async fn about_node<T: DeserializeOwned>(
+    server: &Server,
+    (node, endpoint): (NodeId, EndpointId),
+    client: EndpointId,
+    method: Method,
+    path: &str,
+    body: Option<&impl Serialize>,
+) -> Result<T, Fault> {
+    let body = match body {
+        Some(body) => serde_json::to_vec(body).map_err(anyhow::Error::from)?.into(),
+        None => RawBody::empty(),
+    };
+    let request = Request::builder().method(method).uri(path).header(http::header::HOST, "blixard");
+    let request = request.header(http::header::CONTENT_TYPE, "application/json").body(body);
+    let request = request.map_err(|error| Fault::bad_request(format!("{path}: {error}")))?;
+    let asked = async { read(send(server, endpoint, on_behalf(request, client)?).await?).await };
+    let silent = |why: String| Fault::new(FaultKind::Unavailable, format!("node {node} does not answer: {why}"));
+    match tokio::time::timeout(NODE_PATIENCE, asked).await {
+        Ok(Err(fault)) if fault.kind == FaultKind::Unavailable => Err(silent(fault.message)),
+        Ok(answer) => answer,
+        Err(_) => Err(silent(format!("nothing came within {} s", NODE_PATIENCE.as_secs()))),
+    }
 }
 
 /// Asks a node for its view of the Raft group.

@@ -12,12 +12,15 @@ mod logs;
 mod openapi;
 mod peer;
 mod peers;
+mod queue;
 pub(super) mod routes;
 pub(crate) mod tokens;
+mod transfers;
 mod view;
 mod vms;
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -39,6 +42,7 @@ use crate::images::{Images, ImportedBlob};
 use crate::metrics::{Metrics, observe};
 use crate::raft::Raft;
 use crate::trace;
+use crate::transfers::Transfers;
 use crate::transport::http::{self as http_over, Caller, Requests};
 use crate::transport::{Handler, Transport};
 use body::Body;
@@ -52,34 +56,40 @@ const REQUESTS_A_CLIENT_MAX: usize = 256;
 /// Requests of one member: it passes on those of all clients that ask it.
 const REQUESTS_A_MEMBER_MAX: usize = 4096;
 
+impl Deref for Inner {
+    type Target = Served;
+
+    fn deref(&self) -> &Served {
+        &self.rooms
+    }
+}
+
 /// What requests are served from. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Server {
     inner: Arc<Inner>,
 }
 
+/// The rooms that requests are served from, and the node they are of.
+pub(crate) struct Served {
+    pub(crate) me: NodeId,
+    pub(crate) raft: Raft,
+    pub(crate) transport: Transport,
+    pub(crate) images: Images,
+    pub(crate) transfers: Transfers,
+    pub(crate) agent: Agent,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
 struct Inner {
-    me: NodeId,
-    raft: Raft,
-    transport: Transport,
-    images: Images,
-    agent: Agent,
-    metrics: Arc<Metrics>,
+    rooms: Served,
     /// Blobs uploaded and not yet part of an image, and when they came.
     uploads: Mutex<BTreeMap<BlobHash, (ImportedBlob, Instant)>>,
 }
 
 impl Server {
-    pub(crate) fn new(
-        me: NodeId,
-        raft: Raft,
-        transport: Transport,
-        images: Images,
-        agent: Agent,
-        metrics: Arc<Metrics>,
-    ) -> Self {
-        let uploads = Mutex::default();
-        Self { inner: Arc::new(Inner { me, raft, transport, images, agent, metrics, uploads }) }
+    pub(crate) fn new(rooms: Served) -> Self {
+        Self { inner: Arc::new(Inner { rooms, uploads: Mutex::default() }) }
     }
 
     /// The handler of the control API.

@@ -8,17 +8,17 @@ use axum::extract::{Request, State};
 use axum::handler::Handler;
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodFilter, MethodRouter, get};
+use axum::routing::{MethodFilter, MethodRouter, on};
 use blixard_core::ClientRole::{self, Operator, Viewer};
-use blixard_core::{BlobHash, EndpointId, ImageId, VmId};
+use blixard_core::{BlobHash, EndpointId, ImageId, NodeId, VmId};
 use serde::Deserialize;
 
 use super::ask::LogQuery;
 use super::extract::{Inputs, reader};
-use super::{Json, Path, Query, Server, logs, vms};
+use super::{Body, Json, Path, Query, Server, logs, queue, transfers, vms};
 use crate::api::CLIENT_HEADER;
 use crate::api::fault::Fault;
-use crate::api::views::LiveView;
+use crate::api::views::{LimitsView, LiveView, NodeTransfersView, SetLimits, TransferOrder};
 
 /// A request of a member.
 struct Route {
@@ -31,19 +31,25 @@ struct Route {
 
 fn route<T: Inputs + 'static>(
     least: Option<ClientRole>,
+    method: MethodFilter,
     path: &'static str,
     handler: impl Handler<T, Server>,
 ) -> Route {
-    Route { path, least, handler: get(handler), reader: reader::<T>(MethodFilter::GET) }
+    Route { path, least, handler: on(method, handler), reader: reader::<T>(method) }
 }
 
-fn table() -> [Route; 5] {
+fn table() -> [Route; 9] {
+    const GET: MethodFilter = MethodFilter::GET;
     [
-        route(None, "/group", async |State(server): State<Server>| Json(server.inner.raft.view())),
-        route(None, "/vms/{vm}/live", serve_live),
-        route(Some(Viewer), "/vms/{vm}/logs", serve_logs),
-        route(Some(Operator), "/vms/{vm}/console", serve_console),
-        route(Some(Operator), "/blobs/{hash}", serve_blob),
+        route(None, GET, "/group", async |State(server): State<Server>| Json(server.inner.raft.view())),
+        route(None, GET, "/vms/{vm}/live", serve_live),
+        route(Some(Viewer), GET, "/vms/{vm}/logs", serve_logs),
+        route(Some(Operator), GET, "/vms/{vm}/console", serve_console),
+        route(Some(Operator), GET, "/blobs/{hash}", serve_blob),
+        route(Some(Viewer), GET, "/transfers", serve_transfers),
+        route(Some(Operator), MethodFilter::POST, "/transfers/{image}/{order}", serve_order),
+        route(Some(Viewer), GET, "/transfers/limits", serve_limits),
+        route(Some(Operator), MethodFilter::PUT, "/transfers/limits", serve_set_limits),
     ]
 }
 
@@ -107,4 +113,28 @@ async fn serve_console(
 async fn serve_blob(State(server): State<Server>, Path(hash): Path<BlobHash>) -> Result<Response, Fault> {
     let content = server.inner.images.export(hash).await.map_err(anyhow::Error::from)?;
     Ok(RawBody::from_stream(content).into_response())
+}
+
+async fn serve_transfers(State(server): State<Server>) -> Json<NodeTransfersView> {
+    Json(queue::here(&server))
+}
+
+async fn serve_order(
+    State(server): State<Server>,
+    Path((image, order)): Path<(ImageId, TransferOrder)>,
+) -> Result<Json<NodeId>, Fault> {
+    tracing::info!(image = %image.short(), ?order, "a transfer is ordered through another node");
+    queue::order_here(&server, image, order).await.map(Json)
+}
+
+async fn serve_limits(State(server): State<Server>) -> Json<LimitsView> {
+    Json(transfers::limits_here(&server))
+}
+
+async fn serve_set_limits(
+    State(server): State<Server>,
+    Body(asker, limits): Body<SetLimits>,
+) -> Result<Json<LimitsView>, Fault> {
+    tracing::info!(member = %asker.caller.0.short(), ?limits, "limits of transfers are set through another node");
+    transfers::set_limits_here(&server, limits).await.map(Json)
 }

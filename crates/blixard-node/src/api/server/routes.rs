@@ -18,11 +18,11 @@ use schemars::SchemaGenerator;
 
 use super::extract::{Inputs, Operation, reader};
 use super::openapi::{Answer, Document, bytes, console, json, lines};
-use super::{Server, audit, clients, cluster, events, images, logs, peers, tokens, vms};
+use super::{Server, audit, clients, cluster, events, images, logs, peers, queue, tokens, transfers, vms};
 use crate::api::fault::{Fault, FaultKind};
 use crate::api::views::{
-    AuditView, BlobView, ClientView, ClusterView, CreatedToken, EventView, ExplainView, ImageView, PeerView, TokenView,
-    VmView,
+    AuditView, BlobView, ClientView, ClusterView, CreatedToken, EventView, ExplainView, ImageView, LimitsView,
+    NodeTransfersView, PeerView, TokenView, VmView,
 };
 use crate::transport::http::Caller;
 
@@ -132,6 +132,62 @@ fn table() -> Vec<Route> {
             images::export,
             "Read a part of an image.",
             bytes,
+        ),
+        route(
+            Operator,
+            Method::POST,
+            "/v1/images/{name}/fetch",
+            queue::fetch,
+            "Have a node fetch an image.",
+            json::<NodeId>,
+        ),
+        route(
+            Viewer,
+            Method::GET,
+            "/v1/transfers",
+            queue::list,
+            "List what is on its way to each node.",
+            json::<Vec<NodeTransfersView>>,
+        ),
+        route(
+            Operator,
+            Method::POST,
+            "/v1/transfers/{name}/pause",
+            queue::pause,
+            "Let an image on its way to a node wait.",
+            json::<NodeId>,
+        ),
+        route(
+            Operator,
+            Method::POST,
+            "/v1/transfers/{name}/resume",
+            queue::resume,
+            "Let an image on its way to a node go on, or try again.",
+            json::<NodeId>,
+        ),
+        route(
+            Operator,
+            Method::POST,
+            "/v1/transfers/{name}/cancel",
+            queue::cancel,
+            "Give up an image that was asked for with a request to fetch it.",
+            json::<NodeId>,
+        ),
+        route(
+            Viewer,
+            Method::GET,
+            "/v1/transfers/limits",
+            transfers::limits,
+            "Show how fast a node sends and receives image content, at most.",
+            json::<LimitsView>,
+        ),
+        route(
+            Operator,
+            Method::PUT,
+            "/v1/transfers/limits",
+            transfers::set_limits,
+            "Set how fast a node sends and receives image content, at most.",
+            json::<LimitsView>,
         ),
         route(Viewer, Method::GET, "/v1/vms", vms::list, "List the vms.", json::<Vec<VmView>>),
         route(Operator, Method::POST, "/v1/vms", vms::create, "Create a vm.", json::<VmView>),

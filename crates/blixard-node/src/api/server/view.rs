@@ -94,7 +94,7 @@ impl Server {
             bytes_done: status.progress.bytes_done,
             bytes_total: status.progress.bytes_total,
             sources: status.progress.sources,
-            failure: status.failure,
+            failure: status.failure.map(|failure| failure.reason),
         });
         let mut view = LiveView { transfer, ..LiveView::default() };
         let Some(found) = live.found else { return view };
