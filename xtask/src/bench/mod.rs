@@ -9,6 +9,7 @@ mod failover;
 mod formation;
 mod idle;
 mod lab;
+mod limit;
 mod load;
 mod samples;
 mod scale;
@@ -78,6 +79,11 @@ const BENCHES: &[Bench] = &[
         name: "swarm",
         about: "an image from one node to many over limited links, beside rsync and HTTP; needs root",
         run: swarm::run,
+    },
+    Bench {
+        name: "limit",
+        about: "how well limits of 10, 50 and 200 MiB/s are held, and at what cost",
+        run: limit::run,
     },
     Bench { name: "scale", about: "what 5, 10, 20 and 50 nodes cost, with the fake driver", run: scale::run },
     Bench { name: "idle", about: "memory and processor of a node at rest, beside etcd", run: idle::run },

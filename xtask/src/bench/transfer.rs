@@ -17,9 +17,9 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-const IMAGE: &str = "bulk";
+pub(super) const IMAGE: &str = "bulk";
 const IMAGE_MIB: u32 = 1024;
-const IMAGE_FILE: &str = "bulk.raw";
+pub(super) const IMAGE_FILE: &str = "bulk.raw";
 const NODES: u64 = 4;
 /// The smallest part of the bare stream's speed.
 const GOAL_PART: f64 = 0.8;
