@@ -46,7 +46,7 @@ async fn limits_that_make_no_sense_are_refused() {
     let (kind, said) = set(None, SetLimits { up_bytes_per_s: Some(1), ..SetLimits::default() }).await;
     assert!(kind == FaultKind::BadRequest && said.contains("at least 131072 bytes"), "{said}");
     let (kind, said) = set(None, SetLimits { peer: Some(NodeId(1)), ..SetLimits::default() }).await;
-    assert!(kind == FaultKind::BadRequest && said.contains("name another node"), "{said}");
+    assert!(kind == FaultKind::Conflict && said.contains("name another node"), "{said}");
     assert_eq!(set(None, SetLimits { peer: Some(NodeId(9)), ..SetLimits::default() }).await.0, FaultKind::NotFound);
     assert_eq!(set(Some(9), SetLimits::default()).await.0, FaultKind::NotFound);
 }

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::ask::{self, NO_BODY};
 use super::{Asker, Body, Json, Query, Server};
-use crate::api::fault::Fault;
+use crate::api::fault::{Fault, FaultKind};
 use crate::api::views::{LimitsView, PeerLimitsView, SetLimits};
 use crate::images::{BYTES_PER_S_MIN, Rates};
 
@@ -85,7 +85,8 @@ pub(super) async fn set_limits_here(server: &Server, limits: SetLimits) -> Resul
         }
     }
     if peer == Some(server.inner.me) {
-        return Err(Fault::bad_request("a node sends nothing to itself: name another node as the peer, or none"));
+        let text = "a node sends nothing to itself: name another node as the peer, or none";
+        return Err(Fault::new(FaultKind::Conflict, text));
     }
     let peer = peer.map(|peer| key_of(server, peer)).transpose()?;
     server.inner.transfers.limit(peer, Rates { up_bytes_per_s, down_bytes_per_s }).await?;
