@@ -232,7 +232,8 @@ pub(crate) fn requests() -> Examples {
             "vm",
             with_body(
                 "POST /v1/vms",
-                json!({ "name": "web", "image": "tiny", "vcpus": 2, "memory_mib": 512, "seed": seed }),
+                json!({ "name": "web", "image": "tiny", "vcpus": 2, "memory_mib": 512, "seed": seed,
+                    "config_files": [{ "path": "/etc/app.conf", "document": "config", "key": "web/app.conf" }] }),
             ),
         ),
         (
@@ -247,6 +248,13 @@ pub(crate) fn requests() -> Examples {
         ("audit_watch", head("GET /v1/audit/watch?last=5", "")),
         ("images", head("GET /v1/images?stale=true", "")),
         ("image", head("GET /v1/images/debian?stale=true", "")),
+        ("documents", head("GET /v1/documents", "")),
+        ("document_create", head("PUT /v1/documents/web", "")),
+        ("entries", head("GET /v1/documents/config/entries?prefix=web%2F&all=true", "")),
+        ("document_watch", head("GET /v1/documents/config/watch?prefix=a", "")),
+        ("value", head("GET /v1/documents/config/value?key=web/app.conf", "")),
+        ("value_set", head("PUT /v1/documents/config/value?key=motd", "content-length: 5\r\n") + "hello"),
+        ("value_delete", head("DELETE /v1/documents/config/value?key=motd", "")),
         ("vms", head("GET /v1/vms?stale=true", "")),
         ("vm_show", head("GET /v1/vms/web?stale=true", "")),
         ("vm_restart", with_body("POST /v1/vms/web/restart", json!({ "timeout_ms": null }))),
@@ -289,6 +297,7 @@ pub(crate) fn answers() -> Examples {
         "id": "0b".repeat(16), "name": "web", "image": "tiny", "image_id": KEY, "vcpus": 2, "memory_mib": 512, "disk_mib": 0,
         "publish": [{ "host_address": "127.0.0.1", "host_port": 8080, "guest_port": 80, "protocol": "tcp" }], "restart": { "on-failure": { "limit": 5 } }, "node": 1, "epoch": 1,
         "desired": { "power": "on", "run": 1, "stop_timeout_ms": 30_000, "deleting": false }, "phase": "running",
+        "config_files": [{ "source": { "path": "/etc/a", "document": "config", "key": "a" }, "changed": true }],
         "observed_run": 1, "reason": null, "retrying": false, "restarts": 0, "since": 5, "created_at": 4, "live": live,
     });
     let amounts = json!({ "vcpus": 4, "memory_mib": 512, "disk_mib": 1024 });
@@ -315,8 +324,15 @@ pub(crate) fn answers() -> Examples {
     });
     let verdict = json!({ "node": 1, "fits": false, "rank": null, "sort": "memory", "text": "it has too little" });
     let explained = json!({ "vm": "web", "node": null, "verdicts": [verdict] });
+    let document = json!({ "name": "config", "keys": 2, "bytes": 10 });
+    let entry = json!({
+        "key": "web/app.conf", "bytes": 5, "hash": KEY, "written_at": 3, "written_by": KEY, "node": 1, "deleted": false,
+        "latest": true, "here": true,
+    });
     let all = [
         ("c", "cluster", cluster),
+        ("d", "document", document),
+        ("k", "entry", entry),
         ("e", "event", event),
         ("f", "fault", fault),
         ("g", "group", group),
@@ -327,6 +343,15 @@ pub(crate) fn answers() -> Examples {
         ("x", "explained", explained),
     ];
     named(all.map(|(kind, name, value)| (name, format!("{kind}{value}"))))
+}
+
+pub(crate) fn document_keys() -> Examples {
+    let longest = "k".repeat(255) + "\0";
+    named([
+        ("plain", "app.conf\0".to_owned()),
+        ("deep", "web/sites/_default-1.conf\0".to_owned()),
+        ("longest", longest),
+    ])
 }
 
 pub(crate) fn orders() -> Examples {

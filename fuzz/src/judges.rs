@@ -56,6 +56,15 @@ pub(crate) fn registry(input: &[u8], _: &[u8]) -> Verdict {
     keys(input, "endpoint_id", "cluster_id")
 }
 
+pub(crate) fn document_key(input: &[u8], again: &[u8]) -> Verdict {
+    that(input == again, "it is written again as another")?;
+    that(input.len() <= 256 && input.ends_with(b"\0"), "it has no end, or is too long")?;
+    let text = std::str::from_utf8(&input[..input.len() - 1]).map_err(|error| error.to_string())?;
+    // As the file system reads it: no part of it may lead up, to the root, or to where it is already.
+    let leads_down = |part: &str| !part.is_empty() && part != "." && part != "..";
+    that(text.split('/').all(leads_down) && !text.contains(['\\', '\0']), "it leads out of its folder")
+}
+
 pub(crate) fn order(input: &[u8], _: &[u8]) -> Verdict {
     let Some(value) = json(input) else { return Ok(()) };
     match value["order"].as_str() {

@@ -64,6 +64,13 @@ pub const TARGETS: &[Target] = &[
     Target { name: "command", decode: node::command, examples: examples::commands, judge: judges::command, ..PLAIN },
     Target { name: "config", decode: node::config, examples: examples::configs, judge: judges::config, ..PLAIN },
     Target { name: "disk", decode: hypervisor::disk, examples: examples::disks, judge: judges::disk, ..PLAIN },
+    Target {
+        name: "document_key",
+        decode: node::document_key,
+        examples: examples::document_keys,
+        judge: judges::document_key,
+        ..PLAIN
+    },
     // A newer node may have more to say to a stranger than an older one can read, and the other way round.
     Target {
         name: "join_answer",

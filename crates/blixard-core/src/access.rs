@@ -108,7 +108,8 @@ impl Change {
             | Self::PlaceVm { .. }
             | Self::ReportVm { .. }
             | Self::ForgetVm { .. }
-            | Self::Note(_) => None,
+            | Self::Note(_)
+            | Self::SetDocumentsSecret(_) => None,
         }
     }
 }

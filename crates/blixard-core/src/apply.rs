@@ -93,6 +93,7 @@ impl State {
                 self.forget_vm(*id, *node, *epoch)
             }
             Change::Note(note) => self.note(by, note),
+            Change::SetDocumentsSecret(secret) => self.set_documents_secret(*secret),
         }
     }
 

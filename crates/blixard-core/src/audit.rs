@@ -188,7 +188,8 @@ impl State {
             | Change::PlaceVm { .. }
             | Change::ReportVm { .. }
             | Change::ForgetVm { .. }
-            | Change::Note(_) => return None,
+            | Change::Note(_)
+            | Change::SetDocumentsSecret(_) => return None,
         })
     }
 }

@@ -6,8 +6,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Client, ClusterId, ContentHash, EndpointId, Image, ImageId, Node, NodeId, Note, Observed, Rejection, RequestId,
-    SecretHash, Settings, Token, TokenId, UnixMs, VmId, VmName, VmSpec,
+    Client, ClusterId, ContentHash, DocumentsSecret, EndpointId, Image, ImageId, Node, NodeId, Note, Observed,
+    Rejection, RequestId, SecretHash, Settings, Token, TokenId, UnixMs, VmId, VmName, VmSpec,
 };
 
 /// Who asked for a change.
@@ -165,6 +165,8 @@ pub enum Change {
     },
     /// Something happened that no other command follows from.
     Note(Note),
+    /// Gives the members the secret of their documents. The first one stays.
+    SetDocumentsSecret(DocumentsSecret),
 }
 
 /// What apply answers when a change was made.

@@ -12,6 +12,7 @@ mod audit;
 mod check;
 mod command;
 mod copies;
+mod document;
 mod fit;
 mod history;
 mod ids;
@@ -29,6 +30,10 @@ pub use access::{Client, ClientRole, ParseRoleError, Token};
 pub use audit::{AUDIT_MAX, Audit, AuditEntry, Deed};
 pub use command::{Actor, Answer, Change, Command, DecodeError, Outcome, RequestKey};
 pub use copies::COPY_LOST_AFTER_MS;
+pub use document::{
+    ConfigFile, ConfigSource, ConfigSourceError, DocumentKey, DocumentKeyError, DocumentName, DocumentsSecret,
+    GuestPath, GuestPathError,
+};
 pub use fit::{Fit, RefusalReason, Resource};
 pub use history::{Event, Happening, History, Note, SILENT_AFTER_MS, VmOrder};
 pub use ids::{

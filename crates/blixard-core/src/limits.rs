@@ -5,7 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Client, Image, Manifest, Node, Part, PublishedPort, Rejection, Seed, Settings, Token, UnixMs, VmSpec};
+use crate::{
+    Client, ConfigFile, Image, Manifest, Node, Part, PublishedPort, Rejection, Seed, Settings, Token, UnixMs, VmSpec,
+};
 
 /// Answers kept for retries: a client retries for seconds, and 1024 requests are minutes even on a busy cluster.
 pub const ANSWERED_MAX: usize = 1024;
@@ -56,7 +58,16 @@ pub const MEMORY_MIB_MIN: u64 = 16;
 pub const MEMORY_MIB_MAX: u64 = 64 << 20;
 /// Disk of one vm in MiB: 1 PiB, for the same reason.
 pub const DISK_MIB_MAX: u64 = 1 << 30;
-/// Everything cloud-init is given, in bytes: user data and ssh keys together.
+/// Length of a key in a document: a path of a few folders, and no more than a file name may have.
+pub const DOCUMENT_KEY_BYTES_MAX: usize = 255;
+/// Length of a value in a document, in bytes: every member keeps every value, and handles it whole. What is larger is an image.
+pub const DOCUMENT_VALUE_BYTES_MAX: u64 = 1 << 20;
+
+/// Length of a path in a guest, in bytes.
+pub const GUEST_PATH_BYTES_MAX: usize = 255;
+/// Files of one vm whose values come from documents.
+pub const CONFIG_FILES_MAX: usize = 32;
+/// Everything cloud-init is given, in bytes: user data, ssh keys and the values of documents together.
 pub const SEED_BYTES_MAX: usize = 64 << 10;
 /// Public keys that may log in over ssh.
 pub const SSH_KEYS_MAX: usize = 64;
@@ -241,7 +252,8 @@ pub(crate) fn spec(spec: &VmSpec, image: &Image) -> Checked {
         return invalid(format!("a disk of {mib} MiB is not possible: choose {base_mib} to {DISK_MIB_MAX} MiB"));
     }
     publish(&spec.publish)?;
-    seed(&spec.seed)?;
+    config_files(&spec.config_files)?;
+    seed(&spec.seed, &spec.config_files)?;
     labels(&spec.require)?;
     if let Some(group) = &spec.anti_affinity {
         word("the anti-affinity group", group, WORD_CHARS_MAX)?;
@@ -262,15 +274,28 @@ fn publish(ports: &[PublishedPort]) -> Checked {
     Ok(())
 }
 
-fn seed(seed: &Seed) -> Checked {
+fn config_files(files: &[ConfigFile]) -> Checked {
+    at_most("files from documents", files.len(), CONFIG_FILES_MAX)?;
+    for (index, file) in files.iter().enumerate() {
+        let path = &file.source.path;
+        if files.iter().take(index).any(|other| other.source.path == *path) {
+            return invalid(format!("{path} is named twice among the files from documents"));
+        }
+    }
+    Ok(())
+}
+
+fn seed(seed: &Seed, files: &[ConfigFile]) -> Checked {
     at_most("ssh keys", seed.ssh_keys.len(), SSH_KEYS_MAX)?;
     for key in &seed.ssh_keys {
         text("an ssh key", key, SEED_BYTES_MAX)?;
     }
     let keys: usize = seed.ssh_keys.iter().map(String::len).sum();
-    let bytes = keys.saturating_add(seed.user_data.as_ref().map_or(0, String::len));
+    let files: usize = files.iter().map(|file| file.content.len()).sum();
+    let bytes = keys.saturating_add(seed.user_data.as_ref().map_or(0, String::len)).saturating_add(files);
     if bytes > SEED_BYTES_MAX {
-        return invalid(format!("user data and ssh keys are {bytes} bytes; at most {SEED_BYTES_MAX} are allowed"));
+        let given = if files == 0 { "user data and ssh keys" } else { "user data, ssh keys and files from documents" };
+        return invalid(format!("{given} are {bytes} bytes; at most {SEED_BYTES_MAX} are allowed"));
     }
     Ok(())
 }

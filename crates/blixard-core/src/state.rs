@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::{decode, encode};
 use crate::{
-    Audit, Client, ClusterId, DecodeError, EndpointId, History, Image, ImageId, ImageName, Node, NodeId, Outcome,
-    RequestKey, Resources, Settings, Token, TokenId, Vm, VmId, VmName,
+    Audit, Client, ClusterId, DecodeError, DocumentsSecret, EndpointId, History, Image, ImageId, ImageName, Node,
+    NodeId, Outcome, RequestKey, Resources, Settings, Token, TokenId, Vm, VmId, VmName,
 };
 
 /// Everything the cluster has agreed on.
@@ -33,6 +33,8 @@ pub struct State {
     pub answered: VecDeque<(RequestKey, Outcome)>,
     /// What was asked for lately, and by whom.
     pub audit: Audit,
+    /// What lets members find and write the documents; nothing until the founding is complete. It leaves the state by no view.
+    pub documents_secret: Option<DocumentsSecret>,
     /// What happened. The last field: [`State::digest`] leaves it out.
     pub history: History,
 }

@@ -16,7 +16,7 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{ImageId, ImageName, NodeId, Resources, UnixMs, VmId, limits};
+use crate::{ConfigFile, ImageId, ImageName, NodeId, Resources, UnixMs, VmId, limits};
 
 /// A name in a form that is not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -238,6 +238,8 @@ pub struct VmSpec {
     pub node: Option<NodeId>,
     /// What happens when the guest ends by itself.
     pub restart: RestartPolicy,
+    /// Files that cloud-init writes, with values of documents.
+    pub config_files: Vec<ConfigFile>,
 }
 
 impl VmSpec {

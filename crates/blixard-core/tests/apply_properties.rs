@@ -155,7 +155,8 @@ proptest! {
             let outcome = state.apply(&command);
             let is_kept = match &command.change {
                 Change::UpdateNode(_) | Change::WantCopy { .. } | Change::ReportCopy { .. } | Change::PlaceVm { .. }
-                | Change::ReportVm { .. } | Change::ForgetVm { .. } | Change::Note(_) => false,
+                | Change::ReportVm { .. } | Change::ForgetVm { .. } | Change::Note(_)
+                | Change::SetDocumentsSecret(_) => false,
                 Change::AdmitNode { .. } => before.nodes.len() < state.nodes.len(),
                 _ => true,
             };

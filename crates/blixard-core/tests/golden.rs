@@ -11,8 +11,8 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use blixard_core::{
-    Actor, Change, Client, ClientRole, ClusterId, Command, NodeId, Note, Observed, Phase, RestartPolicy, SecretHash,
-    Seed, Settings, State, Strategy, Token, TokenId, UnixMs, VmId, VmSpec,
+    Actor, BlobHash, Change, Client, ClientRole, ClusterId, Command, ConfigFile, DocumentsSecret, NodeId, Note,
+    Observed, Phase, RestartPolicy, SecretHash, Seed, Settings, State, Strategy, Token, TokenId, UnixMs, VmId, VmSpec,
 };
 use plausible::{USER, endpoint, image, manifest, node, prelude, request_key, spec, vm_id};
 
@@ -60,6 +60,11 @@ fn full_spec() -> VmSpec {
         strategy: Strategy::Pack,
         node: Some(NodeId(1)),
         restart: RestartPolicy::OnFailure { limit: 7 },
+        config_files: vec![ConfigFile {
+            source: "/etc/app.conf=doc:config/web/app.conf".parse().unwrap(),
+            hash: BlobHash([6; 32]),
+            content: b"level = 3\n".to_vec(),
+        }],
         ..spec(2)
     }
 }
@@ -102,6 +107,7 @@ fn changes() -> Vec<(&'static str, Change)> {
         Change::ReportVm { id, node: member, observed },
         Change::ForgetVm { id, node: member, epoch: 3 },
         Change::Note(Note::Started { adopted: vec![id] }),
+        Change::SetDocumentsSecret(DocumentsSecret([8; 32])),
     ];
     all.into_iter().map(|change| (file_of(&change), change)).collect()
 }
@@ -131,6 +137,7 @@ fn file_of(change: &Change) -> &'static str {
         Change::ReportVm { .. } => "report_vm",
         Change::ForgetVm { .. } => "forget_vm",
         Change::Note(_) => "note",
+        Change::SetDocumentsSecret(_) => "set_documents_secret",
     }
 }
 
@@ -186,6 +193,7 @@ fn full_state() -> State {
     apply(first, Change::Note(Note::Leads { term: 4 }));
     apply(first, Change::Note(Note::Voters([NodeId(1), NodeId(2)].into())));
     apply(first, Change::Note(Note::Lost(NodeId(2))));
+    apply(first, Change::SetDocumentsSecret(DocumentsSecret([8; 32])));
     state
 }
 

@@ -87,5 +87,6 @@ pub use observed::{Accelerator, Confinement, ExitReason, Limits, ObservedVm, Pri
 pub use qemu::{AcceleratorChoice, QemuDriver, QemuOptions};
 pub use spec::{
     BaseDisk, Boot, CMDLINE_BYTES_MAX, DISK_BYTES_MAX, DiskFormat, LaunchSpec, MEMORY_MIB_MIN, PORTS_MAX, PortForward,
-    Protocol, SSH_KEYS_BYTES_MAX, Seed, SpecError, USER_DATA_BYTES_MAX, VCPUS_MAX, VM_ID_CHARS_MAX, is_vm_id,
+    Protocol, SEED_FILES_BYTES_MAX, SSH_KEYS_BYTES_MAX, Seed, SeedFile, SpecError, USER_DATA_BYTES_MAX, VCPUS_MAX,
+    VM_ID_CHARS_MAX, is_vm_id,
 };

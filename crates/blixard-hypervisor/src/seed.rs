@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::json;
 
 use crate::folder::replace_file;
-use crate::spec::Seed;
+use crate::spec::{Seed, SeedFile};
 
 /// Holds the largest user data and keys that a spec may have, with room to spare.
 const SEED_BYTES: usize = 1 << 20;
@@ -29,6 +29,9 @@ fn disk(seed: &Seed) -> io::Result<Vec<u8>> {
         // NoCloud takes a disk without this file for no seed at all.
         let user_data = seed.user_data.as_deref().unwrap_or("#cloud-config\n{}\n");
         root.create_file("user-data")?.write_all(user_data.as_bytes())?;
+        if !seed.files.is_empty() {
+            root.create_file("vendor-data")?.write_all(vendor_data(seed).as_bytes())?;
+        }
     }
     Ok(disk.into_inner())
 }
@@ -42,6 +45,13 @@ fn meta_data(seed: &Seed) -> String {
         ("public-keys", json!(seed.ssh_keys)),
     ];
     fields.map(|(name, value)| format!("{name}: {value}\n")).concat()
+}
+
+/// Files go here for the same reason. cloud-init heeds both, and the user data where they disagree.
+fn vendor_data(seed: &Seed) -> String {
+    let file = |file: &SeedFile| json!({ "path": file.path, "encoding": "b64", "content": file.content_base64 });
+    let files: Vec<_> = seed.files.iter().map(file).collect();
+    format!("#cloud-config\n{}\n", json!({ "write_files": files }))
 }
 
 #[cfg(test)]
@@ -58,6 +68,13 @@ mod tests {
             user_data: Some("#!/bin/sh\n".repeat(crate::spec::USER_DATA_BYTES_MAX / 10)),
             ssh_keys: vec!["ssh-ed25519 AAAA \"me\"".into(), "k".repeat(crate::spec::SSH_KEYS_BYTES_MAX - 21)],
             instance_id: "i-1".into(),
+            files: vec![
+                SeedFile { path: "/etc/app.conf".into(), content_base64: "bGV2ZWwgPSAz".into() },
+                SeedFile {
+                    path: "/etc/large".into(),
+                    content_base64: "A".repeat(crate::spec::SEED_FILES_BYTES_MAX - 35),
+                },
+            ],
         };
         let bytes = disk(&seed).unwrap();
         let volume = fatfs::FileSystem::new(Cursor::new(bytes), fatfs::FsOptions::new()).unwrap();
@@ -71,5 +88,10 @@ mod tests {
         let meta = read("meta-data");
         assert!(meta.starts_with("instance-id: \"i-1\"\nlocal-hostname: \"web\"\n"), "{meta:.80}");
         assert!(meta.contains(r#"ssh-ed25519 AAAA \"me\""#));
+        let vendor = read("vendor-data");
+        let json: serde_json::Value = serde_json::from_str(vendor.strip_prefix("#cloud-config\n").unwrap()).unwrap();
+        let first = json!({ "path": "/etc/app.conf", "encoding": "b64", "content": "bGV2ZWwgPSAz" });
+        assert_eq!(json["write_files"][0], first);
+        assert_eq!(json["write_files"].as_array().unwrap().len(), 2);
     }
 }

@@ -19,6 +19,8 @@ pub const PORTS_MAX: usize = 64;
 pub const USER_DATA_BYTES_MAX: usize = 256 * 1024;
 /// Room for the keys of a large team; together with the user data they must fit the seed disk.
 pub const SSH_KEYS_BYTES_MAX: usize = 128 * 1024;
+/// Room for some configuration files, as base64; the seed disk has to hold them beside all else.
+pub const SEED_FILES_BYTES_MAX: usize = 256 * 1024;
 /// A disk larger than this cannot be mapped by one cluster of level-one table per 32 MiB of table memory.
 pub const DISK_BYTES_MAX: u64 = 64 << 40;
 
@@ -101,7 +103,7 @@ impl DiskFormat {
 }
 
 /// First-boot configuration, in the terms of cloud-init's NoCloud source.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Seed {
     /// Host name of the guest.
     pub hostname: String,
@@ -111,6 +113,18 @@ pub struct Seed {
     pub ssh_keys: Vec<String>,
     /// Changes when first-boot work is to be done again.
     pub instance_id: String,
+    /// Files that cloud-init writes, beside what the user data asks for.
+    #[serde(default)]
+    pub files: Vec<SeedFile>,
+}
+
+/// A file in the guest, written when it boots for the first time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeedFile {
+    /// Where: an absolute path.
+    pub path: String,
+    /// What is in it, as base64.
+    pub content_base64: String,
 }
 
 /// A port of this host that leads to a port of the guest.
@@ -262,6 +276,16 @@ impl Seed {
         ensure(self.ssh_keys.iter().all(|key| !key.chars().any(char::is_control)), "seed.ssh_keys", || {
             "each key must be one line".into()
         })?;
+        for SeedFile { path, content_base64 } in &self.files {
+            let is_path = path.starts_with('/') && path.len() <= 255 && !path.chars().any(char::is_control);
+            ensure(is_path, "seed.files", || format!("`{}` is not an absolute path", path.escape_debug()))?;
+            let is_base64 = content_base64.bytes().all(|b| b.is_ascii_alphanumeric() || b"+/=".contains(&b));
+            ensure(is_base64, "seed.files", || format!("the content of {path} is not base64"))?;
+        }
+        let file_bytes: usize = self.files.iter().map(|file| file.path.len() + file.content_base64.len()).sum();
+        ensure(file_bytes <= SEED_FILES_BYTES_MAX, "seed.files", || {
+            format!("{file_bytes} bytes are more than the {SEED_FILES_BYTES_MAX} that are allowed")
+        })?;
         ensure(!self.instance_id.is_empty() && self.instance_id.len() <= 255, "seed.instance_id", || {
             "must have 1 to 255 bytes".into()
         })
@@ -327,7 +351,8 @@ pub(crate) mod tests {
             PortForward { host_addr: [127, 0, 0, 1].into(), host_port: 8080, guest_port: 80, protocol: Protocol::Tcp };
         refused("publish", |spec| spec.publish = vec![PortForward { host_port: 0, ..port }]);
         refused("publish", |spec| spec.publish = vec![port, PortForward { guest_port: 81, ..port }]);
-        let seed = Seed { hostname: "web".into(), user_data: None, ssh_keys: vec![], instance_id: "i".into() };
+        let seed =
+            Seed { hostname: "web".into(), user_data: None, ssh_keys: vec![], instance_id: "i".into(), files: vec![] };
         refused("seed.hostname", |spec| spec.seed = Some(Seed { hostname: "-web".into(), ..seed.clone() }));
         refused("seed.ssh_keys", |spec| spec.seed = Some(Seed { ssh_keys: vec!["a\nb".into()], ..seed.clone() }));
         refused("seed.user_data", |spec| {

@@ -13,7 +13,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::api::bootstrap::Bootstrap;
 use crate::api::join::{JoinAnswer, JoinRequest};
 use crate::api::server::extract;
-use crate::api::{ClusterView, EventView, ExplainView, Fault, ImageView, LiveView, TokenView, VmView};
+use crate::api::{
+    ClusterView, DocumentView, EntryView, EventView, ExplainView, Fault, ImageView, LiveView, TokenView, VmView,
+};
 use crate::config::Layers;
 use crate::raft::GroupView;
 use crate::trace::TraceContext;
@@ -86,6 +88,12 @@ pub fn raft_stream(bytes: &[u8]) -> Result<Vec<u8>, String> {
     block_on(crate::raft::reread_requests(bytes)).map_err(|error| error.to_string())
 }
 
+/// A key in a document, as another member stored it.
+pub fn document_key(bytes: &[u8]) -> Result<Vec<u8>, String> {
+    let key = crate::documents::read_stored_key(bytes).ok_or("it is no key")?;
+    Ok(crate::documents::stored_key(key.as_str()))
+}
+
 /// A command in the log.
 pub fn command(bytes: &[u8]) -> Result<Vec<u8>, String> {
     Command::decode(bytes).map(|command| command.encode()).map_err(|error| error.to_string())
@@ -115,10 +123,12 @@ pub fn answer(bytes: &[u8]) -> Result<Vec<u8>, String> {
     let Some((kind, bytes)) = bytes.split_first() else { return Err("nothing was asked for".to_owned()) };
     match kind {
         b'c' => reread::<ClusterView>(*kind, bytes),
+        b'd' => reread::<DocumentView>(*kind, bytes),
         b'e' => reread::<EventView>(*kind, bytes),
         b'f' => reread::<Fault>(*kind, bytes),
         b'g' => reread::<GroupView>(*kind, bytes),
         b'i' => reread::<ImageView>(*kind, bytes),
+        b'k' => reread::<EntryView>(*kind, bytes),
         b'l' => reread::<LiveView>(*kind, bytes),
         b't' => reread::<TokenView>(*kind, bytes),
         b'v' => reread::<VmView>(*kind, bytes),

@@ -28,6 +28,8 @@ mod damage;
 #[doc(hidden)]
 pub mod decoders;
 #[cfg(not(feature = "simulation"))]
+mod documents;
+#[cfg(not(feature = "simulation"))]
 mod http;
 #[cfg(not(feature = "simulation"))]
 mod images;

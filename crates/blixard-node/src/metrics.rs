@@ -137,6 +137,10 @@ pub(crate) struct Metrics {
     pub(crate) store_alive: Gauge,
     /// Whether the blob store frees what nothing keeps. Once that has failed, only a restart brings it back.
     pub(crate) store_collects: Gauge,
+    /// Comparisons of a document with another member that this node began, by outcome.
+    pub(crate) document_syncs: Counters<1>,
+    /// Values that documents name and that have not come to this node yet.
+    pub(crate) document_values_missing: Gauge,
     /// Requests to the control API by route, method and status.
     pub(crate) api_requests: Counters<3>,
     /// How long they took, to the head of the answer, by route.
@@ -283,6 +287,15 @@ impl Default for Metrics {
             images_held: book.enter("images_held", "Images that are whole on this node", Gauge::default()),
             store_alive: book.enter("store_alive", "Whether the blob store works", well),
             store_collects: book.enter("store_collects", "Whether the blob store frees what nothing keeps", collects),
+            document_syncs: book.outcomes(
+                "document_syncs",
+                "Comparisons of a document with another member that this node began, by outcome",
+            ),
+            document_values_missing: book.enter(
+                "document_values_missing",
+                "Values that documents name and that have not come to this node yet",
+                Gauge::default(),
+            ),
             api_requests: book.enter("api_requests", "Requests to the control API", Family::default()),
             api_times: book.enter_in(
                 "api_request_duration",

@@ -22,6 +22,7 @@ use crate::api::join::{self, JoinRefusal};
 use crate::api::server::{Served, Server};
 use crate::config::{HypervisorKind, NodeConfig};
 use crate::damage::Damage;
+use crate::documents::Documents;
 use crate::http::Stage;
 use crate::images::{Direction, Images};
 use crate::metrics::Metrics;
@@ -35,7 +36,7 @@ use crate::{http, leader, raft};
 use data_dir::DataDir;
 use enter::Entrance;
 use tasks::Tasks;
-use upkeep::{Me, end_guests, keep_access, keep_contact, keep_membership};
+use upkeep::{Me, end_guests, keep_access, keep_circle, keep_contact, keep_membership};
 
 /// How long a node that starts waits for a leader before it calls itself started.
 const CONTACT_PATIENCE: Duration = Duration::from_secs(10);
@@ -142,7 +143,7 @@ impl Node {
         ground: Ground,
         ticket: Option<Ticket>,
     ) -> Result<Self, StartError> {
-        let Ground { transport, raft, images, metrics } = ground.clone();
+        let Ground { transport, raft, images, documents, metrics } = ground.clone();
         let mut tasks = Tasks::new(metrics.clone());
         let listener = http::listen(config.bind).await?;
         let transfers_file = data.join(TRANSFERS_FILE);
@@ -156,6 +157,7 @@ impl Node {
             raft: raft.clone(),
             transport: transport.clone(),
             images: images.clone(),
+            documents: documents.clone(),
             transfers: transfers.clone(),
             agent: agent.clone(),
             metrics: metrics.clone(),
@@ -186,12 +188,22 @@ impl Node {
             let contacts = contacts.clone();
             move || keep_access(raft.clone(), transport.clone(), data.clone(), contacts.clone())
         });
+        tasks.keep("documents", {
+            let documents = documents.clone();
+            move || documents.clone().run()
+        });
+        tasks.keep("circle", {
+            let (raft, documents, data) = (raft.clone(), documents.clone(), data.clone());
+            let own = transport.id();
+            move || keep_circle(raft.clone(), documents.clone(), data.clone(), own)
+        });
         let mut handlers = vec![
             (Protocol::Raft, raft.handler()),
             (Protocol::Peer, server.peer_handler()),
             (Protocol::Api, server.handler()),
             (Protocol::Join, join::handler(raft.clone(), transport.clone(), metrics.clone())),
         ];
+        handlers.extend(documents.handlers());
         if config.p2p_enabled {
             handlers.push((Protocol::Blobs, images.handler()));
         }
@@ -316,26 +328,31 @@ struct Ground {
     transport: Transport,
     raft: Raft,
     images: Images,
+    documents: Documents,
     metrics: Arc<Metrics>,
 }
 
 impl Ground {
     async fn open(config: &NodeConfig, data: &DataDir, key: SecretKey, is_in_use: bool) -> anyhow::Result<Self> {
         // What is damaged is told before anybody is talked to.
-        let (raft_dir, images_dir) = (data.join("raft"), data.join("images"));
-        let (looked_raft, looked_images) = (raft_dir.clone(), images_dir.clone());
+        let (raft_dir, images_dir, documents_dir) = (data.join("raft"), data.join("images"), data.join("documents"));
+        let (looked_raft, looked_images, looked_documents) =
+            (raft_dir.clone(), images_dir.clone(), documents_dir.clone());
         let looked = tokio::task::spawn_blocking(move || {
             raft::prepare(&looked_raft, is_in_use)?;
-            Images::prepare(&looked_images)
+            Images::prepare(&looked_images)?;
+            Documents::prepare(&looked_documents)
         });
         looked.await.context("look at the files of this node")??;
         let relays = config.relays.clone();
+        let author = key.clone();
         let transport = Transport::open(TransportConfig { key, bind: binds(config), relays }).await?;
         let metrics = Arc::new(Metrics::default());
         let opened = async {
             let raft = Raft::start(&raft_dir, config.id, config.raft, transport.clone(), metrics.clone()).await?;
             let images = Images::open(images_dir, transport.clone()).await?;
-            Ok(Self { transport: transport.clone(), raft, images, metrics: metrics.clone() })
+            let documents = Documents::open(&documents_dir, &author, transport.clone(), metrics.clone()).await?;
+            Ok(Self { transport: transport.clone(), raft, images, documents, metrics: metrics.clone() })
         };
         let opened = opened.await;
         if opened.is_err() {
@@ -346,7 +363,7 @@ impl Ground {
 
     /// Closes everything, and waits until whoever still had it in hand has let go.
     async fn close(self) {
-        let Self { transport, raft, images, .. } = self;
+        let Self { transport, raft, images, documents, .. } = self;
         let (port, state, log) = (transport.hold(), raft.held_state(), raft.held_log());
         raft.shutdown().await;
         tracing::debug!("consensus has stopped");
@@ -354,7 +371,9 @@ impl Ground {
         tracing::debug!("the endpoint is closed");
         images.shutdown().await;
         tracing::debug!("the blob store is closed");
-        drop((transport, raft, images));
+        documents.shutdown().await;
+        tracing::debug!("the documents are closed");
+        drop((transport, raft, images, documents));
         let let_go = async {
             while state.strong_count() > 0 || log.strong_count() > 0 || !port.is_free() {
                 tokio::time::sleep(LET_GO_POLL).await;

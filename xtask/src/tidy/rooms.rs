@@ -29,7 +29,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     // A user's own keys and tickets, for clients as much as for nodes.
     ("user", &["transport"]),
     // The decoders of outside bytes, for tests.
-    ("decoders", &["api", "raft", "transport", "config"]),
+    ("decoders", &["api", "documents", "raft", "transport", "config"]),
 ];
 /// Used by every room.
 const FOR_ALL: &[&str] = &["config", "clock", "metrics", "runtime", "damage", "trace"];

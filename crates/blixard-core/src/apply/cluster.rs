@@ -1,7 +1,10 @@
 //! The cluster itself: its first command, its settings and its clients.
 
 use crate::limits::{self, CLIENTS_MAX, room_for_one};
-use crate::{Answer, Client, ClientRole, ClusterId, EndpointId, Node, Outcome, Rejection, Settings, State, UnixMs};
+use crate::{
+    Answer, Client, ClientRole, ClusterId, DocumentsSecret, EndpointId, Node, Outcome, Rejection, Settings, State,
+    UnixMs,
+};
 
 impl State {
     pub(super) fn init_cluster(
@@ -31,6 +34,12 @@ impl State {
     pub(super) fn change_settings(&mut self, settings: &Settings) -> Outcome {
         limits::settings(settings)?;
         self.settings = *settings;
+        Ok(Answer::Done)
+    }
+
+    /// The first secret stays: what was written under it would be lost with it.
+    pub(super) fn set_documents_secret(&mut self, secret: DocumentsSecret) -> Outcome {
+        self.documents_secret.get_or_insert(secret);
         Ok(Answer::Done)
     }
 

@@ -72,7 +72,8 @@ impl State {
             | Change::RevokeToken(_)
             | Change::AdmitNode { .. }
             | Change::UpdateNode(_)
-            | Change::GrantClient(_) => Vec::new(),
+            | Change::GrantClient(_)
+            | Change::SetDocumentsSecret(_) => Vec::new(),
         }
     }
 

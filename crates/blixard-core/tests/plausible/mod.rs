@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use blixard_core::{
     Actor, BlobHash, Capacity, Change, Client, ClientRole, ClusterId, Command, ContentHash, DiskFormat, DiskPart,
-    EndpointId, Image, ImageId, Manifest, Node, NodeId, Note, Observed, Part, Phase, Power, Protocol, PublishedPort,
-    RequestId, RequestKey, Resources, RestartPolicy, SecretHash, Seed, Settings, State, Strategy as Placing, Token,
-    TokenId, UnixMs, VmId, VmSpec,
+    DocumentsSecret, EndpointId, Image, ImageId, Manifest, Node, NodeId, Note, Observed, Part, Phase, Power, Protocol,
+    PublishedPort, RequestId, RequestKey, Resources, RestartPolicy, SecretHash, Seed, Settings, State,
+    Strategy as Placing, Token, TokenId, UnixMs, VmId, VmSpec,
 };
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option;
@@ -79,6 +79,7 @@ pub(crate) fn spec(image_index: u8) -> VmSpec {
         strategy: Placing::Spread,
         node: None,
         restart: RestartPolicy::default(),
+        config_files: Vec::new(),
     }
 }
 
@@ -214,6 +215,7 @@ fn ground(change: &mut Change, by: &mut Actor, state: &State) {
             member(node);
             *by = Actor::Node(*node);
         }
+        Change::SetDocumentsSecret(_) => *by = Actor::Node(nearest(&state.nodes, NodeId(1))),
         Change::Note(note) => {
             let mut first = NodeId(1);
             member(&mut first);
@@ -449,6 +451,7 @@ pub(crate) fn change() -> impl Strategy<Value = Change> {
             .prop_map(|(id, node, observed)| Change::ReportVm { id, node, observed }),
         4 => (any_vm(), node_id(), 0_u64..4).prop_map(|(id, node, epoch)| Change::ForgetVm { id, node, epoch }),
         3 => note().prop_map(Change::Note),
+        1 => any::<u8>().prop_map(|byte| Change::SetDocumentsSecret(DocumentsSecret([byte; 32]))),
     ]
 }
 

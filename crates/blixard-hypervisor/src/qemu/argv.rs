@@ -244,7 +244,13 @@ mod tests {
     fn everything(mut spec: LaunchSpec) -> LaunchSpec {
         spec.name = "web, the first".into();
         spec.disk_bytes = Some(10 << 30);
-        spec.seed = Some(Seed { hostname: "web".into(), user_data: None, ssh_keys: vec![], instance_id: "i-1".into() });
+        spec.seed = Some(Seed {
+            hostname: "web".into(),
+            user_data: None,
+            ssh_keys: vec![],
+            instance_id: "i-1".into(),
+            files: vec![],
+        });
         let port =
             PortForward { host_addr: [127, 0, 0, 1].into(), host_port: 8080, guest_port: 80, protocol: Protocol::Tcp };
         spec.publish = vec![port, PortForward { host_port: 5353, guest_port: 53, protocol: Protocol::Udp, ..port }];

@@ -373,7 +373,7 @@ fn a_disk_keeps_what_was_written(bench: &QemuBench) {
     let Boot::Kernel { root, .. } = &mut spec.boot else { panic!("the guest boots from a kernel") };
     *root = Some(BaseDisk { path: base.clone(), format: DiskFormat::Raw });
     spec.disk_bytes = Some(64 << 20);
-    spec.seed = Some(Seed { hostname: "seeded".into(), user_data: None, ssh_keys: vec![], instance_id: "one".into() });
+    spec.seed = Some(Seed { hostname: "seeded".into(), instance_id: "one".into(), ..Seed::default() });
     driver.launch(&spec).unwrap();
     await_log(&driver, &spec.vm, READY);
     let vm = &spec.vm.clone();

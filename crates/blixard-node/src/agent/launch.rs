@@ -3,9 +3,10 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::Context;
-use blixard_core::{DiskPart, Manifest, Part, Protocol, Vm};
+use blixard_core::{ConfigFile, DiskPart, Manifest, Part, Protocol, Vm};
 use blixard_hypervisor as hypervisor;
-use hypervisor::{BaseDisk, Boot, LaunchSpec, PortForward};
+use data_encoding::BASE64;
+use hypervisor::{BaseDisk, Boot, LaunchSpec, PortForward, SeedFile};
 
 use crate::images::Images;
 
@@ -65,10 +66,15 @@ pub(super) async fn launch_spec(
             user_data: vm.spec.seed.user_data.clone(),
             ssh_keys: vm.spec.seed.ssh_keys.clone(),
             instance_id: vm.id.to_string(),
+            files: vm.spec.config_files.iter().map(seed_file).collect(),
         }),
         publish: publish.collect(),
         mac: mac_address(vm),
     })
+}
+
+fn seed_file(file: &ConfigFile) -> SeedFile {
+    SeedFile { path: file.source.path.to_string(), content_base64: BASE64.encode(&file.content) }
 }
 
 /// A hardware address that is the vm's own for as long as it lives: QEMU's prefix and three bytes drawn from the vm's id.

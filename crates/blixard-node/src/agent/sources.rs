@@ -74,6 +74,7 @@ mod tests {
             strategy: Strategy::Spread,
             node: None,
             restart: RestartPolicy::Never,
+            config_files: Vec::new(),
         };
         Vm {
             id: VmId([1; 16]),

@@ -1,6 +1,7 @@
 //! The client side of the control API.
 
 mod access;
+mod documents;
 mod guests;
 mod transfers;
 

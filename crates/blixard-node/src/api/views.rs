@@ -1,16 +1,22 @@
 //! What the control API takes and gives, as JSON. The server, the command line and scripts share these.
 
+mod confinement;
+mod documents;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use blixard_core::{
-    BlobHash, ClientRole, ClusterId, Deed, Desired, EndpointId, ImageId, ImageKind, ImageName, Manifest, NodeId, Power,
-    PublishedPort, Resources, RestartPolicy, Seed, Settings, Strategy, TokenId, UnixMs, VmId, VmName, limits,
+    BlobHash, ClientRole, ClusterId, ConfigSource, Deed, Desired, EndpointId, ImageId, ImageKind, ImageName, Manifest,
+    NodeId, Power, PublishedPort, Resources, RestartPolicy, Seed, Settings, Strategy, TokenId, UnixMs, VmId, VmName,
+    limits,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::raft::Role;
+pub use confinement::{ConfinementView, PrivilegesView};
+pub use documents::{ConfigFileView, DocumentView, EntryView};
 
 mod peers;
 mod transfers;
@@ -285,6 +291,10 @@ pub struct CreateVm {
     /// What happens when the guest ends by itself.
     #[serde(default)]
     pub restart: RestartPolicy,
+    /// Files that cloud-init writes in the guest, with values of documents as they are now.
+    #[serde(default)]
+    #[schemars(length(max = limits::CONFIG_FILES_MAX))]
+    pub config_files: Vec<ConfigSource>,
     /// Whether it is started at once.
     #[serde(default = "yes")]
     pub start: bool,
@@ -331,38 +341,6 @@ pub struct LiveView {
     pub confinement: Option<ConfinementView>,
 }
 
-/// What holds a hypervisor process back, as the kernel of its node tells of the process.
-#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
-pub struct ConfinementView {
-    /// What the process may do; nothing when there is no process (the fake driver).
-    pub privileges: Option<PrivilegesView>,
-    /// Why the process has no user of its own, when it has none.
-    pub shared_user: Option<String>,
-    /// The most memory it may use, in MiB: the guest's and the hypervisor's together.
-    pub memory_mib: Option<u64>,
-    /// The most processors it may use.
-    pub processors: Option<u64>,
-    /// Why memory and processors are not limited, when they are not.
-    pub unlimited: Option<String>,
-}
-
-/// What a hypervisor process may do.
-#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
-pub struct PrivilegesView {
-    /// Number of its user.
-    pub user: u32,
-    /// Number of its group.
-    pub group: u32,
-    /// Numbers of its other groups.
-    pub groups: Vec<u32>,
-    /// Its capabilities, such as `net_bind_service`.
-    pub capabilities: Vec<String>,
-    /// Whether it can never gain more than this.
-    pub no_new_privileges: bool,
-    /// Whether a filter keeps it from system calls that it does not need.
-    pub system_call_filter: bool,
-}
-
 /// A vm.
 #[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct VmView {
@@ -404,6 +382,9 @@ pub struct VmView {
     pub since: Option<UnixMs>,
     /// When it was created.
     pub created_at: UnixMs,
+    /// Files with values of documents, as they were when it was created.
+    #[serde(default)]
+    pub config_files: Vec<ConfigFileView>,
     /// What only its node knows; nothing when that node was not asked or did not answer.
     pub live: Option<LiveView>,
 }

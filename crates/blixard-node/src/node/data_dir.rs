@@ -10,6 +10,7 @@
 //! node-<id>-registry.json     how tools on this host find the node
 //! raft/                       log and state
 //! images/                     blobs
+//! documents/                  what is in the documents
 //! vms/                        one folder a vm
 //! ```
 
@@ -42,7 +43,7 @@ pub(crate) struct Membership {
 
 /// What is in the data directory and cannot be read by others, also where the directory itself was made by somebody who
 /// left it open. Hypervisors, which may not enter, are given what they need.
-const CLOSED: [&str; 2] = ["raft", "images"];
+const CLOSED: [&str; 3] = ["raft", "images", "documents"];
 
 fn close_rooms(dir: &Path) -> anyhow::Result<()> {
     for path in CLOSED.map(|room| dir.join(room)) {

@@ -10,7 +10,9 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use blixard_core::{Actor, Change, Client, ClientRole, ClusterId, Command, Node as NodeRecord, NodeId};
+use blixard_core::{
+    Actor, Change, Client, ClientRole, ClusterId, Command, DocumentsSecret, Node as NodeRecord, NodeId,
+};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use serde::{Deserialize, Serialize};
@@ -156,6 +158,11 @@ impl Entrance<'_> {
             let node = NodeRecord { joined_at: clock::now(), ..self.record.clone() };
             let init = Change::InitCluster { cluster, node, client, settings: self.config.cluster };
             self.write(init).await?;
+        }
+        if self.raft.read(|state| state.documents_secret.is_none()) {
+            let mut secret = [0; 32];
+            getrandom::fill(&mut secret).context("draw the secret of the documents")?;
+            self.write(Change::SetDocumentsSecret(DocumentsSecret(secret))).await?;
         }
         // With a secret that never expires, readable by this user alone: nodes of the same user find it by the cluster's id.
         let (token, secret) = tokens::mint(None, None)?;

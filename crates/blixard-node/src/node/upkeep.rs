@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use blixard_core::{Actor, Change, ClusterId, Command, Node as NodeRecord, Rejection, State};
+use blixard_core::{Actor, Change, ClusterId, Command, EndpointId, Node as NodeRecord, Rejection, State};
 use blixard_hypervisor::{Driver, VmState};
 use tokio::sync::watch;
 
@@ -13,6 +13,7 @@ use super::enter;
 use crate::api::bootstrap::Bootstrap;
 use crate::api::join::{self, JoinRefusal, Member};
 use crate::clock;
+use crate::documents::{Circle, Documents};
 use crate::http::Stage;
 use crate::raft::Raft;
 use crate::runtime;
@@ -171,6 +172,28 @@ pub(super) async fn keep_access(
     }
 }
 
+/// Tells the documents who shares them, for as long as the node runs: by the replicated state, and before that shows any members,
+/// by those of the last run. So they are compared though no leader has been heard from.
+pub(super) async fn keep_circle(raft: Raft, documents: Documents, data: Arc<DataDir>, own: EndpointId) {
+    let mut applied = raft.watch();
+    loop {
+        applied.borrow_and_update();
+        let mut members = join::members(&raft);
+        if members.is_empty() {
+            let data = data.clone();
+            members = runtime::blocking(move || enter::known_members(&data)).await.unwrap_or_default();
+        }
+        let secret = raft.read(|state| state.documents_secret);
+        let members = members.into_iter().map(|member| member.address.endpoint).filter(|member| *member != own);
+        documents.meet(Circle { secret, members: members.collect() });
+        tokio::time::sleep(GATHER).await;
+        if applied.changed().await.is_err() {
+            tracing::debug!("Raft has stopped; documents are shared with the members of then");
+            return;
+        }
+    }
+}
+
 /// Keeps this node's record right, finds members that its replica does not know while it hears from no leader, and
 /// notices when it is removed or cannot go on.
 pub(super) async fn keep_membership(
@@ -317,7 +340,7 @@ mod tests {
     use std::collections::BTreeMap;
     use std::sync::atomic::Ordering;
 
-    use blixard_core::{Capacity, EndpointId, NodeId, Resources, UnixMs};
+    use blixard_core::{Capacity, NodeId, Resources, UnixMs};
     use blixard_hypervisor::FakeDriver;
 
     use super::*;

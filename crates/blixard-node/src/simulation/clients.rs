@@ -165,6 +165,7 @@ fn vm_spec(world: &World) -> VmSpec {
         strategy: Strategy::Spread,
         node: None,
         restart: RestartPolicy::Always,
+        config_files: Vec::new(),
     }
 }
 

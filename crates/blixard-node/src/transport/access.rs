@@ -72,7 +72,7 @@ impl AccessList {
             Some(Protocol::Raft) if self.keys.read().expect("no holder of this lock panics").group.contains(key) => {
                 None
             }
-            Some(Protocol::Raft | Protocol::Peer | Protocol::Blobs) => {
+            Some(Protocol::Raft | Protocol::Peer | Protocol::Blobs | Protocol::Documents | Protocol::Values) => {
                 (!self.is_member(key)).then_some("this key is not a member of the cluster")
             }
             Some(Protocol::Api) => self.role(key).is_none().then_some("this client key is not known to the cluster"),
@@ -184,7 +184,7 @@ mod tests {
         access.set_members([member]);
         access.set_clients([(client, ClientRole::Viewer)]);
         let allowed = |key: &EndpointId, protocol: Protocol| access.refuse(key, protocol.alpn()).is_none();
-        for protocol in [Protocol::Raft, Protocol::Peer, Protocol::Blobs] {
+        for protocol in [Protocol::Raft, Protocol::Peer, Protocol::Blobs, Protocol::Documents, Protocol::Values] {
             assert!(allowed(&member, protocol) && !allowed(&client, protocol) && !allowed(&stranger, protocol));
         }
         assert!(allowed(&client, Protocol::Api) && !allowed(&stranger, Protocol::Api));

@@ -41,6 +41,11 @@ impl SecretKey {
         EndpointId(*self.0.public().as_bytes())
     }
 
+    /// The key itself, for what a node signs as itself and is no handshake.
+    pub(crate) fn to_bytes(&self) -> [u8; 32] {
+        self.0.to_bytes()
+    }
+
     pub(super) fn inner(&self) -> &iroh::SecretKey {
         &self.0
     }

@@ -72,6 +72,10 @@ pub enum Protocol {
     Join,
     /// Image content, between members.
     Blobs,
+    /// Comparing documents, between members.
+    Documents,
+    /// What stands in documents, between members.
+    Values,
 }
 
 impl Protocol {
@@ -83,6 +87,8 @@ impl Protocol {
             Self::Api => b"blixard/api/1",
             Self::Join => b"blixard/join/1",
             Self::Blobs => iroh_blobs_alpn(),
+            Self::Documents => iroh_docs_alpn(),
+            Self::Values => b"blixard/values/1",
         }
     }
 
@@ -94,17 +100,25 @@ impl Protocol {
             Self::Api => "api",
             Self::Join => "join",
             Self::Blobs => "blobs",
+            Self::Documents => "documents",
+            Self::Values => "values",
         }
     }
 
     fn of_alpn(alpn: &[u8]) -> Option<Self> {
-        [Self::Raft, Self::Peer, Self::Api, Self::Join, Self::Blobs].into_iter().find(|p| p.alpn() == alpn)
+        let all = [Self::Raft, Self::Peer, Self::Api, Self::Join, Self::Blobs, Self::Documents, Self::Values];
+        all.into_iter().find(|p| p.alpn() == alpn)
     }
 }
 
 /// The content protocol's name is fixed by iroh-blobs; a test in `images/` holds this copy against it.
 const fn iroh_blobs_alpn() -> &'static [u8] {
     b"/iroh-bytes/4"
+}
+
+/// The same of iroh-docs, held by a test in `documents/`.
+const fn iroh_docs_alpn() -> &'static [u8] {
+    b"/iroh-sync/1"
 }
 
 /// Where a node or client can be reached.
@@ -254,6 +268,13 @@ impl Transport {
         self.inner.connections.get(&self.inner.endpoint, peer, protocol).await
     }
 
+    /// What a library needs that dials a peer by itself; nothing for a key that cannot be one.
+    pub(crate) fn dialled(&self, peer: EndpointId) -> Option<(&Endpoint, EndpointAddr)> {
+        // Where it is, the endpoint looks up in the address book.
+        let id = iroh::EndpointId::from_bytes(&peer.0).ok()?;
+        Some((&self.inner.endpoint, EndpointAddr::new(id)))
+    }
+
     /// A number drawn anew for each process, by which peers tell that this one was restarted.
     pub fn incarnation(&self) -> u64 {
         self.inner.incarnation
@@ -341,7 +362,7 @@ fn make_room(connection: &Connection, protocol: Protocol) {
     let receive_bytes_max = match protocol {
         Protocol::Join => return,
         Protocol::Api => CLIENT_RECEIVE_BYTES_MAX,
-        Protocol::Raft | Protocol::Peer | Protocol::Blobs => RECEIVE_BYTES_MAX,
+        Protocol::Raft | Protocol::Peer | Protocol::Blobs | Protocol::Documents | Protocol::Values => RECEIVE_BYTES_MAX,
     };
     connection.set_receive_window(VarInt::from_u32(receive_bytes_max));
     connection.set_max_concurrent_bi_streams(VarInt::from_u32(STREAMS_MAX));

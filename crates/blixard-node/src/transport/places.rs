@@ -45,7 +45,9 @@ impl Places {
             Protocol::Join if is_member => (CONNECTIONS_A_MEMBER_MAX, usize::MAX),
             Protocol::Join => (JOINS_A_KEY_MAX, STRANGERS_MAX),
             Protocol::Api => (CONNECTIONS_A_CLIENT_MAX, CLIENTS_MAX),
-            Protocol::Raft | Protocol::Peer | Protocol::Blobs => (CONNECTIONS_A_MEMBER_MAX, usize::MAX),
+            Protocol::Raft | Protocol::Peer | Protocol::Blobs | Protocol::Documents | Protocol::Values => {
+                (CONNECTIONS_A_MEMBER_MAX, usize::MAX)
+            }
         };
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let of = (protocol, key);
@@ -105,6 +107,8 @@ mod tests {
             (Protocol::Raft, 64),
             (Protocol::Peer, 64),
             (Protocol::Blobs, 64),
+            (Protocol::Documents, 64),
+            (Protocol::Values, 64),
         ] {
             let held: Vec<Place> = (0..max).map(|_| places.take(protocol, key(1), false).unwrap()).collect();
             assert!(places.take(protocol, key(1), false).unwrap_err().contains("this key"), "{protocol:?}");

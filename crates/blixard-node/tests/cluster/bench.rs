@@ -214,6 +214,7 @@ pub(crate) fn vm(name: &str, image: &str) -> CreateVm {
         strategy: Default::default(),
         node: None,
         restart: Default::default(),
+        config_files: Vec::new(),
         start: true,
     }
 }

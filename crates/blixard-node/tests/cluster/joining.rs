@@ -252,7 +252,9 @@ async fn strangers_get_no_further_than_the_handshake() {
     let bench = Bench::new();
     let (_, node, _) = bench.one(&[]).await;
     let stranger = stranger(&node).await;
-    for protocol in [Protocol::Raft, Protocol::Peer, Protocol::Blobs, Protocol::Api] {
+    for protocol in
+        [Protocol::Raft, Protocol::Peer, Protocol::Blobs, Protocol::Documents, Protocol::Values, Protocol::Api]
+    {
         let why = match stranger.connect(address(&node).endpoint, protocol).await {
             Ok(connection) => {
                 tokio::time::timeout(PATIENCE, connection.closed()).await.unwrap();

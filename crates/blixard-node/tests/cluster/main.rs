@@ -4,6 +4,7 @@
 mod audit;
 mod bench;
 mod consensus;
+mod documents;
 mod hostile;
 mod images;
 mod joining;

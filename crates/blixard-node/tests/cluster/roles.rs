@@ -44,6 +44,13 @@ const EXPECTED: &[(&str, &str, ClientRole)] = &[
     ("POST", "/v1/transfers/{name}/cancel", Operator),
     ("GET", "/v1/transfers/limits", Viewer),
     ("PUT", "/v1/transfers/limits", Operator),
+    ("GET", "/v1/documents", Viewer),
+    ("PUT", "/v1/documents/{document}", Operator),
+    ("GET", "/v1/documents/{document}/entries", Viewer),
+    ("GET", "/v1/documents/{document}/watch", Viewer),
+    ("GET", "/v1/documents/{document}/value", Viewer),
+    ("PUT", "/v1/documents/{document}/value", Operator),
+    ("DELETE", "/v1/documents/{document}/value", Operator),
     ("GET", "/v1/vms", Viewer),
     ("POST", "/v1/vms", Operator),
     ("GET", "/v1/vms/{name}", Viewer),
@@ -106,6 +113,7 @@ fn filled(path: &str) -> String {
         .replace("{client}", &"0".repeat(64))
         .replace("{name}", "nothing")
         .replace("{part}", "disk")
+        .replace("{document}", "nothing")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -265,7 +273,7 @@ async fn a_key_opens_its_own_protocols_and_no_others() {
     let client = endpoint(key, node).await;
     let member = endpoint(load_or_create_key(&configs[1].data_dir.join("node.key")).unwrap(), node).await;
     let unknown = endpoint(SecretKey::generate(), node).await;
-    for protocol in [Protocol::Raft, Protocol::Peer, Protocol::Blobs] {
+    for protocol in [Protocol::Raft, Protocol::Peer, Protocol::Blobs, Protocol::Documents, Protocol::Values] {
         for transport in [&client, &unknown] {
             let why = refused(transport, node, protocol).await;
             assert!(why.contains("this key is not a member"), "{protocol:?}: {why}");

@@ -11,6 +11,7 @@ mod cluster;
 mod config;
 mod connect;
 mod context;
+mod doc;
 mod events;
 mod files;
 mod image;
@@ -76,6 +77,9 @@ enum Verb {
     /// Import, list and export what vms boot from.
     #[command(subcommand)]
     Image(image::Verb),
+    /// Read and write documents: small values that every node has, also while there is no leader.
+    #[command(subcommand)]
+    Doc(doc::Verb),
     /// See how nodes find each other as sources of images.
     #[command(subcommand)]
     Peer(peer::Verb),
@@ -120,7 +124,7 @@ impl Verb {
             Self::Node(_) | Self::Config(_) | Self::Client(_) => true,
             Self::Completions(_) | Self::Man(_) | Self::Guard { .. } => true,
             Self::Api(verb) => matches!(verb, api::Verb::Openapi),
-            Self::Cluster(_) | Self::Image(_) | Self::Peer(_) | Self::Transfer(_) => false,
+            Self::Cluster(_) | Self::Image(_) | Self::Doc(_) | Self::Peer(_) | Self::Transfer(_) => false,
             Self::Vm(_) | Self::Events(_) => false,
         }
     }
@@ -221,6 +225,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Api(verb) => ask(&words, api::run(node, verb)),
         Verb::Cluster(verb) => ask(&words, cluster::run(node, verb)),
         Verb::Image(verb) => ask(&words, image::run(node, verb)),
+        Verb::Doc(verb) => ask(&words, doc::run(node, verb)),
         Verb::Peer(verb) => ask(&words, peer::run(node, verb)),
         Verb::Transfer(verb) => ask(&words, transfer::run(node, verb)),
         Verb::Vm(verb) => ask(&words, vm::run(node, verb)),
@@ -274,6 +279,7 @@ mod tests {
         "blixard api openapi",
         "blixard api proxy",
         "blixard completions",
+        "blixard doc get",
         "blixard guard",
         "blixard image export",
         "blixard man",

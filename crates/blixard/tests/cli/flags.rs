@@ -40,7 +40,7 @@ fn every_verb_shows_examples() {
     let expected = "api openapi|api proxy|client id|cluster clients|cluster grant|cluster leave|cluster log|cluster \
                     remove|cluster revoke|cluster set|cluster status|cluster token create|cluster token list|cluster \
                     token revoke|completions|config show|context add|context list|context remove|context show|context \
-                    use|events|image delete|image export|image import|image list|image show|node|vm console|vm \
+                    use|doc create|doc delete|doc export|doc get|doc list|doc ls|doc set|doc watch|events|image delete|image export|image import|image list|image show|node|vm console|vm \
                     create|vm delete|vm explain|vm list|vm logs|vm restart|vm start|vm status|vm stop";
     assert_eq!(seen.join("|"), expected);
 }
@@ -65,6 +65,14 @@ fn the_examples_are_commands_that_exist() {
         "vm restart",
         "vm delete",
         "vm logs",
+        "doc create",
+        "doc list",
+        "doc ls",
+        "doc get",
+        "doc set",
+        "doc delete",
+        "doc watch",
+        "doc export",
         "image import",
         "image export",
         "config show",

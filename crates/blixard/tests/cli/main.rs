@@ -5,6 +5,7 @@
 mod bench;
 mod console;
 mod contexts;
+mod documents;
 mod flags;
 mod images;
 mod nodes;

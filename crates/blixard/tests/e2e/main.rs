@@ -12,6 +12,7 @@ mod crash;
 mod damage;
 mod dice;
 mod disks;
+mod documents;
 mod full;
 mod guests;
 mod lifecycle;

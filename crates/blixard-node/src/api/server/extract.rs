@@ -95,8 +95,13 @@ impl<T: JsonSchema + DeserializeOwned + Send> Input for Path<T> {
 impl<T: JsonSchema + DeserializeOwned> Input for Query<T> {
     fn describe(operation: &mut Operation, schemas: &mut SchemaGenerator) {
         let schema = T::json_schema(schemas);
+        let required = schema.get("required").and_then(Value::as_array);
         for (name, schema) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
-            operation.parameters.push(json!({ "name": name, "in": "query", "schema": schema }));
+            let mut parameter = json!({ "name": name, "in": "query", "schema": schema });
+            if required.is_some_and(|required| required.iter().any(|field| field == name)) {
+                parameter["required"] = true.into();
+            }
+            operation.parameters.push(parameter);
         }
     }
 

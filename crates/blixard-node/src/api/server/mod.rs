@@ -5,6 +5,7 @@ mod audit;
 mod body;
 mod clients;
 mod cluster;
+mod documents;
 mod events;
 pub(crate) mod extract;
 mod images;
@@ -38,6 +39,7 @@ use super::REQUEST_HEADER;
 use super::fault::{Fault, FaultKind};
 use crate::agent::Agent;
 use crate::clock;
+use crate::documents::Documents;
 use crate::images::{Images, ImportedBlob};
 use crate::metrics::{Metrics, observe};
 use crate::raft::Raft;
@@ -76,6 +78,7 @@ pub(crate) struct Served {
     pub(crate) raft: Raft,
     pub(crate) transport: Transport,
     pub(crate) images: Images,
+    pub(crate) documents: Documents,
     pub(crate) transfers: Transfers,
     pub(crate) agent: Agent,
     pub(crate) metrics: Arc<Metrics>,

@@ -18,11 +18,11 @@ use schemars::SchemaGenerator;
 
 use super::extract::{Inputs, Operation, reader};
 use super::openapi::{Answer, Document, bytes, console, json, lines};
-use super::{Server, audit, clients, cluster, events, images, logs, peers, queue, tokens, transfers, vms};
+use super::{Server, audit, clients, cluster, documents, events, images, logs, peers, queue, tokens, transfers, vms};
 use crate::api::fault::{Fault, FaultKind};
 use crate::api::views::{
-    AuditView, BlobView, ClientView, ClusterView, CreatedToken, EventView, ExplainView, ImageView, LimitsView,
-    NodeTransfersView, PeerView, TokenView, VmView,
+    AuditView, BlobView, ClientView, ClusterView, CreatedToken, DocumentView, EntryView, EventView, ExplainView,
+    ImageView, LimitsView, NodeTransfersView, PeerView, TokenView, VmView,
 };
 use crate::transport::http::Caller;
 
@@ -188,6 +188,48 @@ fn table() -> Vec<Route> {
             transfers::set_limits,
             "Set how fast a node sends and receives image content, at most.",
             json::<LimitsView>,
+        ),
+        route(Viewer, Method::GET, "/v1/documents", documents::list, "List the documents.", json::<Vec<DocumentView>>),
+        route(
+            Operator,
+            Method::PUT,
+            "/v1/documents/{document}",
+            documents::create,
+            "Create a document, unless it is there already.",
+            json::<()>,
+        ),
+        route(
+            Viewer,
+            Method::GET,
+            "/v1/documents/{document}/entries",
+            documents::entries,
+            "List the keys of a document, with who wrote them when.",
+            json::<Vec<EntryView>>,
+        ),
+        route(
+            Viewer,
+            Method::GET,
+            "/v1/documents/{document}/watch",
+            documents::watch,
+            "Follow the keys of a document.",
+            lines::<EntryView>,
+        ),
+        route(Viewer, Method::GET, "/v1/documents/{document}/value", documents::get, "Read the value of a key.", bytes),
+        route(
+            Operator,
+            Method::PUT,
+            "/v1/documents/{document}/value",
+            documents::set,
+            "Write the value of a key, of at most 1 MiB.",
+            json::<EntryView>,
+        ),
+        route(
+            Operator,
+            Method::DELETE,
+            "/v1/documents/{document}/value",
+            documents::delete,
+            "Delete a key.",
+            json::<EntryView>,
         ),
         route(Viewer, Method::GET, "/v1/vms", vms::list, "List the vms.", json::<Vec<VmView>>),
         route(Operator, Method::POST, "/v1/vms", vms::create, "Create a vm.", json::<VmView>),

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use blixard_core::{HEALTHY_WITHIN_MS, NodeId, NodeVerdict, Phase, State, Verdict, Vm, VmId};
+use blixard_core::{ConfigSource, HEALTHY_WITHIN_MS, NodeId, NodeVerdict, Phase, State, Verdict, Vm, VmId};
 
 use super::{Server, ask};
-use crate::api::views::{ConfinementView, LiveView, PrivilegesView, TransferView, VmView};
+use crate::api::views::{ConfigFileView, ConfinementView, LiveView, PrivilegesView, TransferView, VmView};
 use crate::raft::GroupView;
 
 /// How long a status waits for the leader before it says how things stand without it.
@@ -58,11 +58,12 @@ impl Server {
     /// A vm with what its node sees of it now.
     pub(super) async fn vm_view(&self, id: VmId) -> Option<VmView> {
         let seen = self.group_seen().await;
-        let (mut view, image) = self.inner.raft.read(|state| {
+        let (mut view, image, files) = self.inner.raft.read(|state| {
             let vm = state.vms.get(&id)?;
             let waits = vm.placement.is_none().then(|| why_unplaced(&state.explain(vm, &seen.reachable), &seen));
-            Some((vm_view(vm, Some(&seen), waits), vm.spec.image))
+            Some((vm_view(vm, Some(&seen), waits), vm.spec.image, vm.spec.config_files.clone()))
         })?;
+        view.config_files = self.config_file_views(&files).await;
         let Some(node) = view.node else { return Some(view) };
         if seen.by_leader && !seen.reachable.contains(&node) {
             // Whoever waits for a dead node waits for nothing.
@@ -179,8 +180,14 @@ fn vm_view(vm: &Vm, seen: Option<&GroupSeen>, waits: Option<String>) -> VmView {
         restarts: observed.map_or(0, |observed| observed.restarts),
         since: observed.map(|observed| observed.since),
         created_at: vm.created_at,
+        config_files: vm.spec.config_files.iter().map(|file| unlooked(&file.source)).collect(),
         live: None,
     }
+}
+
+/// A file whose value nobody has looked at.
+fn unlooked(source: &ConfigSource) -> ConfigFileView {
+    ConfigFileView { source: source.clone(), changed: None }
 }
 
 fn why_unplaced(verdicts: &[NodeVerdict], seen: &GroupSeen) -> String {

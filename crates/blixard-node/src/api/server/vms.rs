@@ -78,6 +78,7 @@ pub(super) async fn create(
         let text = format!("a disk of {disk_mib} MiB is smaller than that of image {}, {base_mib} MiB", image.name);
         return Err(Fault::new(FaultKind::Conflict, text));
     }
+    let config_files = server.config_files(request.config_files).await?;
     let mut id = VmId([0; 16]);
     getrandom::fill(&mut id.0).map_err(|error| Fault::new(FaultKind::Internal, error))?;
     let spec = VmSpec {
@@ -93,6 +94,7 @@ pub(super) async fn create(
         strategy: request.strategy,
         node: request.node,
         restart: request.restart,
+        config_files,
     };
     let create = Change::CreateVm { id, name: request.name, spec, start: request.start };
     changed(&server, server.change(asker, create).await?).await

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use blixard_core::limits::{SEED_BYTES_MAX, VCPUS_MAX};
-use blixard_core::{ImageName, NodeId, PublishedPort, RestartPolicy, Seed, Strategy, VmName};
+use blixard_core::{ConfigSource, ImageName, NodeId, PublishedPort, RestartPolicy, Seed, Strategy, VmName};
 use blixard_node::api::CreateVm;
 use clap::{Args, ValueEnum};
 
@@ -65,6 +65,9 @@ pub(in crate::cli) struct Create {
     /// A public key that may log in over ssh, or a file of such keys. May be repeated.
     #[arg(long = "ssh-key", value_name = "FILE|KEY")]
     ssh_keys: Vec<String>,
+    /// A file that cloud-init writes in the guest at its first boot, with the value of a key as it is now. May be repeated.
+    #[arg(long = "config-file", value_name = "PATH=doc:DOCUMENT/KEY")]
+    config_files: Vec<ConfigSource>,
     /// What happens when the guest ends by itself: always, never, on-failure or on-failure:LIMIT.
     #[arg(long, value_name = "POLICY", default_value = "on-failure", value_parser = values::restart_policy)]
     restart: RestartPolicy,
@@ -107,6 +110,7 @@ impl Create {
             },
             node: self.node,
             restart: self.restart,
+            config_files: self.config_files.clone(),
             start: !self.no_start,
         })
     }

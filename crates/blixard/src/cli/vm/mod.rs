@@ -34,8 +34,9 @@ pub(super) enum Verb {
   blixard vm create web --image debian --vcpus 2 --memory 1G --publish 8080:80/tcp
   blixard vm create db --image debian --disk 50G --require disk=ssd --anti-affinity db
   blixard vm create probe --image tiny --node 3 --restart never
-  blixard vm create web --image debian --ssh-key ~/.ssh/id_ed25519.pub --user-data cloud.yaml")]
-    Create(create::Create),
+  blixard vm create web --image debian --ssh-key ~/.ssh/id_ed25519.pub --user-data cloud.yaml
+  blixard vm create web --image debian --config-file /etc/app.conf=doc:config/app.conf")]
+    Create(Box<create::Create>),
     /// Start a vm that is stopped or has failed.
     #[command(after_help = "Examples:
   blixard vm start web

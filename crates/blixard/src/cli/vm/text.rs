@@ -75,6 +75,13 @@ pub(super) fn status(view: &VmView) -> String {
         RestartPolicy::OnFailure { limit } => format!("on-failure:{limit}"),
     };
     table.row([&"restart", &format!("{policy}, {} in this run", view.restarts)]);
+    for file in &view.config_files {
+        let state = match file.changed {
+            Some(true) => " (its value has changed since)",
+            _ => "",
+        };
+        table.row([&"config file", &format!("{}{state}", file.source)]);
+    }
     if let Some(live) = &view.live {
         if let Some(last_exit) = &live.last_exit {
             table.row([&"last exit", last_exit]);
@@ -181,6 +188,7 @@ pub(super) mod tests {
             restarts: 0,
             since: None,
             created_at: UnixMs(0),
+            config_files: vec![],
             live: None,
         }
     }
