@@ -54,10 +54,13 @@ async fn three_sources_of_which_one_dies_and_one_has_a_part() {
     let progress = watch::Sender::<Progress>::default();
     let mut seen = progress.subscribe();
     let sources = [whole.id(), dying.id(), part.id()];
-    let (fetched, ()) = tokio::join!(target.fetch_from(&manifest, &sources, &progress), async {
-        seen.wait_for(|progress| progress.bytes_done >= 16 << 20 && progress.sources == 3).await.unwrap();
-        dying.transport.close().await;
-    });
+    let (fetched, ()) = tokio::join!(
+        target.fetch_from(&manifest, &sources, &progress),
+        in_time(async {
+            seen.wait_for(|progress| progress.bytes_done >= 16 << 20 && progress.sources == 3).await.unwrap();
+            dying.transport.close().await;
+        })
+    );
     fetched.unwrap();
     assert_eq!(progress.borrow().bytes_done, manifest.bytes());
     assert!(target.content(&manifest).await == content);

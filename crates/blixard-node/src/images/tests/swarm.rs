@@ -85,10 +85,13 @@ async fn a_source_that_becomes_known_on_the_way_is_asked_too() {
     let (known, holders) = watch::channel(vec![fetching]);
     let progress = watch::Sender::<Progress>::default();
     let mut seen = progress.subscribe();
-    let (fetched, ()) = tokio::join!(in_time(target.images.fetch(&manifest, holders, &progress)), async {
-        seen.wait_for(|progress| progress.bytes_done > 0).await.unwrap();
-        known.send_replace(vec![fetching, whole(whole_node.id())]);
-    });
+    let (fetched, ()) = tokio::join!(
+        in_time(target.images.fetch(&manifest, holders, &progress)),
+        in_time(async {
+            seen.wait_for(|progress| progress.bytes_done > 0).await.unwrap();
+            known.send_replace(vec![fetching, whole(whole_node.id())]);
+        })
+    );
     fetched.unwrap();
     assert!(target.content(&manifest).await == whole_node.content(&manifest).await);
 }
