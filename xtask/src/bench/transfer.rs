@@ -2,6 +2,8 @@
 //!
 //! The cluster is told to keep one copy more, and the time runs until it knows that the node has it: the scheduler, the
 //! transfer, the check of every byte and the report are in it. All nodes share this machine, its disk and its processors.
+//! A second image comes from sources that send no more than a set rate each, as hosts apart would: only that shows what three
+//! of them are worth, for on one machine they share its processors.
 //! Beside it: a bare stream of the same transport, which checks and stores nothing, and rsync from a daemon on loopback, which
 //! encrypts nothing.
 
@@ -23,6 +25,12 @@ pub(super) const IMAGE_FILE: &str = "bulk.raw";
 const NODES: u64 = 4;
 /// The smallest part of the bare stream's speed.
 const GOAL_PART: f64 = 0.8;
+const PACED: &str = "paced";
+const PACED_MIB: u32 = 256;
+/// What each source of that image may send, in MiB a second: three of them are well below what one could.
+const PACE_MIB: u32 = 30;
+/// The smallest gain from three sources beside one.
+const GOAL_GAIN: f64 = 2.5;
 /// Between two looks whether rsync's daemon answers.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -31,13 +39,15 @@ pub(super) fn run(request: &Request) -> Result<Findings> {
     if rsync.is_none() {
         println!("bench: rsync is not on the PATH: measured without it");
     }
-    let [mut import, mut one, mut two, mut three, mut bare, mut copied] = [
+    let [mut import, mut one, mut two, mut three, mut bare, mut copied, mut paced_one, mut paced_three] = [
         "import into node 1",
         "to a node, from one holder",
         "to a node, from two holders",
         "to a node, from three holders",
         "a bare stream",
         "rsync over loopback",
+        "from one limited holder",
+        "from three limited holders",
     ]
     .map(|what| Samples::of(what, "MiB/s"));
     for run in 1..=request.runs {
@@ -51,23 +61,42 @@ pub(super) fn run(request: &Request) -> Result<Findings> {
         cluster.wait_for_voters(1, 3, 3)?;
         let file = cluster.dir().join(IMAGE_FILE);
         write_disk(&file, run, IMAGE_MIB).with_context(|| format!("write {}", file.display()))?;
-        let rate = |since: Instant| f64::from(IMAGE_MIB) / since.elapsed().as_secs_f64();
+        let rate_of = |mib: u32, since: Instant| f64::from(mib) / since.elapsed().as_secs_f64();
+        let rate = |since: Instant| rate_of(IMAGE_MIB, since);
 
         let started = Instant::now();
         cluster.ask(1, &["image", "import", "--name", IMAGE, &file.display().to_string()])?;
         import.add(rate(started));
         bare.add(request.driver.stream(IMAGE_MIB)?);
-        one.add(copies(&mut cluster, 2).map(rate)?);
+        one.add(copies(&mut cluster, IMAGE, 2).map(rate)?);
         if let Some(rsync) = &rsync {
             copied.add(with_rsync(&mut cluster, rsync).map(rate)?);
         }
-        two.add(copies(&mut cluster, 3).map(rate)?);
-        three.add(copies(&mut cluster, 4).map(rate)?);
+        two.add(copies(&mut cluster, IMAGE, 3).map(rate)?);
+        three.add(copies(&mut cluster, IMAGE, 4).map(rate)?);
+
+        // Each node fetches at its own pace and sends at no more than this.
+        cluster.ask(1, &["cluster", "set", "--copies", "1"])?;
+        for node in 1..=NODES {
+            let (node, pace) = (node.to_string(), format!("{PACE_MIB}MiB/s"));
+            cluster.ask(1, &["transfer", "limit", "--up", &pace, "--node", &node])?;
+        }
+        write_disk(&file, run + request.runs, PACED_MIB).with_context(|| format!("write {}", file.display()))?;
+        cluster.ask(1, &["image", "import", "--name", PACED, &file.display().to_string()])?;
+        let paced = |since: Instant| rate_of(PACED_MIB, since);
+        paced_one.add(copies(&mut cluster, PACED, 2).map(paced)?);
+        copies(&mut cluster, PACED, 3)?;
+        paced_three.add(copies(&mut cluster, PACED, 4).map(paced)?);
         cluster.shut_down()?;
-        println!("bench: run {run}: {}", Samples::last_told(&[&import, &bare, &one, &copied, &two, &three]));
+        println!(
+            "bench: run {run}: {}",
+            Samples::last_told(&[&import, &bare, &one, &copied, &two, &three, &paced_one, &paced_three])
+        );
     }
-    let goals = Goal::at_least("from one holder, as a part of the bare stream", one.ratio(&bare), GOAL_PART);
-    Ok(Findings { all: vec![import, one, two, three, bare, copied], goals: goals.into_iter().collect() })
+    let part = Goal::at_least("from one holder, as a part of the bare stream", one.ratio(&bare), GOAL_PART);
+    let gain = Goal::at_least("from three limited holders, beside one", paced_three.ratio(&paced_one), GOAL_GAIN);
+    let all = vec![import, one, two, three, bare, copied, paced_one, paced_three];
+    Ok(Findings { all, goals: [part, gain].into_iter().flatten().collect() })
 }
 
 /// Fetches the image's file from a daemon. Gives when that began.
@@ -107,12 +136,12 @@ impl Drop for Ended {
     }
 }
 
-/// Has the cluster keep as many copies, and waits until it does. Gives when that began.
-fn copies(cluster: &mut Cluster, count: usize) -> Result<Instant> {
+/// Has the cluster keep as many copies, and waits until an image has them. Gives when that began.
+fn copies(cluster: &mut Cluster, image: &str, count: usize) -> Result<Instant> {
     let started = Instant::now();
     cluster.ask(1, &["cluster", "set", "--copies", &count.to_string()])?;
-    cluster.wait_for(&format!("{count} copies of the image"), |cluster| {
-        let image = cluster.ask_json(1, &["image", "show", IMAGE])?;
+    cluster.wait_for(&format!("{count} copies of image {image}"), |cluster| {
+        let image = cluster.ask_json(1, &["image", "show", image])?;
         let holders = cluster::array(&image, "/holders")?;
         ensure!(holders.len() >= count, "it is held by {holders:?}");
         Ok(())
