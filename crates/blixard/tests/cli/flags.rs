@@ -38,10 +38,13 @@ fn every_verb_shows_examples() {
     }
     seen.sort();
     let expected = "api openapi|api proxy|client id|cluster clients|cluster grant|cluster leave|cluster log|cluster \
-                    remove|cluster revoke|cluster set|cluster status|cluster token create|cluster token list|cluster \
-                    token revoke|completions|config show|context add|context list|context remove|context show|context \
-                    use|doc create|doc delete|doc export|doc get|doc list|doc ls|doc set|doc watch|events|image delete|image export|image import|image list|image show|node|vm console|vm \
-                    create|vm delete|vm explain|vm list|vm logs|vm restart|vm start|vm status|vm stop";
+                    remove|cluster revoke|cluster set|cluster status|cluster token create|cluster token \
+                    list|cluster token revoke|completions|config show|context add|context list|context \
+                    remove|context show|context use|doc create|doc delete|doc export|doc get|doc list|doc ls|doc \
+                    set|doc watch|events|image delete|image export|image fetch|image import|image list|image \
+                    show|node|peer list|transfer cancel|transfer limit|transfer list|transfer pause|transfer \
+                    resume|transfer stats|transfer watch|vm console|vm create|vm delete|vm explain|vm list|vm \
+                    logs|vm restart|vm start|vm status|vm stop";
     assert_eq!(seen.join("|"), expected);
 }
 
