@@ -157,3 +157,28 @@ async fn what_the_cluster_wants_can_be_paused_and_not_cancelled() {
     second.order_transfer(&big, None, TransferOrder::Resume).await.unwrap();
     until_phase(&client, "web", "running").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_does_not_come_is_an_event_once_and_listed_with_the_reason() {
+    let bench = Bench::new();
+    let (configs, mut nodes, client) = bench.cluster(2, &[("cluster.copies", "1")], 1).await;
+    let second = bench.client(&nodes[1]).await;
+    let big = import(&second, "big", kernel(1, 4096)).await.name;
+    nodes.pop().unwrap().shutdown().await;
+    client.order_transfer(&big, Some(NodeId(1)), TransferOrder::Fetch).await.unwrap();
+    until("it to fail twice", async || on_its_way(&client, 1).await.is_some_and(|it| it.failures >= 2)).await;
+    let failed = on_its_way(&client, 1).await.unwrap();
+    assert_eq!(failed.failure_class.as_deref(), Some("sources"), "{failed:?}");
+    assert!(failed.failure.is_some_and(|reason| reason.contains("no source delivers")), "it says why");
+    assert!(of_node(&client, 1).await.stats.failed["sources"] >= 2);
+    let told = async || {
+        let events = client.events(&Default::default(), 1000).await.unwrap();
+        events.into_iter().filter(|event| event.kind == "image failing").collect::<Vec<_>>()
+    };
+    until("it to be told", async || !told().await.is_empty()).await;
+    let events = told().await;
+    assert_eq!((events.len(), events[0].node, events[0].image.as_ref()), (1, Some(NodeId(1)), Some(&big)));
+    assert!(events[0].text.ends_with("(it is tried again)"), "{}", events[0].text);
+    nodes.push(bench.start(&configs[1]).await);
+    until("node 1 to hold it", async || holders(&client, &big).await.len() == 2).await;
+}
