@@ -289,6 +289,17 @@ fn doors_have_words_above_them() {
 }
 
 #[test]
+fn what_the_simulator_runs_leaves_nothing_to_chance() {
+    let select =
+        |first: &str| format!("fn f() {{\n    tokio::select! {{\n        {first}\n        _ = a => {{}}\n    }}\n}}\n");
+    is_found("crates/blixard-node/src/raft/log.rs", &select("_ = b => {}"), "chance", &[2]);
+    passes("crates/blixard-node/src/raft/log.rs", &select("biased;"));
+    passes("crates/blixard-node/src/node.rs", &select("_ = b => {}"));
+    let test = format!("#[cfg(test)]\nmod tests {{\n{}}}\n", select("_ = b => {}"));
+    passes("crates/blixard-node/src/raft/log.rs", &test);
+}
+
+#[test]
 fn modules_are_named_after_their_duty() {
     is_found("crates/blixard-core/src/lib.rs", "//! Decides.\npub mod utils;\n", "names", &[2]);
     is_found("crates/blixard/tests/common/mod.rs", "//! Shared.\nmod helpers {}\n", "names", &[2]);

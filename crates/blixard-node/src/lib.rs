@@ -21,6 +21,7 @@
 mod agent;
 #[cfg(not(feature = "simulation"))]
 pub mod api;
+mod backoff;
 mod clock;
 pub mod config;
 mod damage;

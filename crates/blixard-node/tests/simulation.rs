@@ -10,7 +10,7 @@ use std::time::Instant;
 use blixard_node::simulation::{Planted, Report, run};
 
 /// Clean seeds of a check.
-const CHECK_SEEDS: u64 = 120;
+const CHECK_SEEDS: u64 = 200;
 /// Every so many of them is run twice.
 const CHECK_TWICE_EVERY: u64 = 20;
 /// Seeds that a planted bug may need before it is found. Rare ones need a fault at the right moment.

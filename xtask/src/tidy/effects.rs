@@ -1,4 +1,5 @@
-//! One room per effect: which code may name the endpoint, consensus, the blob store, other programs and the terminal.
+//! One room per effect: which code may name the endpoint, consensus, the blob store, other programs and the terminal; and chance,
+//! which nothing may have that the simulator runs.
 
 use super::Finding;
 use super::paths::NamedPath;
@@ -7,6 +8,9 @@ use anyhow::Result;
 use std::collections::BTreeMap;
 
 const HYPERVISOR: &str = "crates/blixard-hypervisor/src/";
+/// What the simulator runs, where one seed is to have one history.
+const SIMULATED: &[&str] =
+    &["crates/blixard-node/src/raft/", "crates/blixard-node/src/leader/", "crates/blixard-node/src/simulation/"];
 const PRINTS: &[&str] = &["print", "println", "eprint", "eprintln", "dbg"];
 
 /// An effect and the folders that may have it.
@@ -78,6 +82,7 @@ pub(super) fn check(tree: &Tree) -> Result<Vec<Finding>> {
         }
     }
     findings.extend(one_spawning_file(tree));
+    findings.extend(selects_by_chance(tree));
     Ok(findings)
 }
 
@@ -110,6 +115,23 @@ fn one_spawning_file(tree: &Tree) -> Vec<Finding> {
         message: message.clone(),
     };
     files.iter().map(finding).collect()
+}
+
+/// tokio's `select!` looks at its branches in an order of chance, unless it is told not to.
+fn selects_by_chance(tree: &Tree) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for file in SIMULATED.iter().flat_map(|room| tree.rust_below(room)).filter(|file| !file.is_test) {
+        for window in file.tokens.windows(4).filter(|window| !window[0].is_test) {
+            let is_select = window[0].is_word("select") && window[1].is_mark('!') && window[2].is_mark('{');
+            if is_select && !window[3].is_word("biased") {
+                let message = "`select!` chooses by chance, and one seed of the simulator would have two histories: begin it \
+                               with `biased;`";
+                let (file, line) = (file.path.clone(), window[0].line);
+                findings.push(Finding { file, line, rule: "chance", message: message.to_owned() });
+            }
+        }
+    }
+    findings
 }
 
 fn is_crate(path: &NamedPath, names: &[&str]) -> bool {

@@ -26,13 +26,14 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("metrics", &[]),
     ("trace", &[]),
     ("damage", &[]),
+    ("backoff", &[]),
     // A user's own keys and tickets, for clients as much as for nodes.
     ("user", &["transport"]),
     // The decoders of outside bytes, for tests.
     ("decoders", &["api", "documents", "raft", "transport", "config"]),
 ];
 /// Used by every room.
-const FOR_ALL: &[&str] = &["config", "clock", "metrics", "runtime", "damage", "trace"];
+const FOR_ALL: &[&str] = &["backoff", "config", "clock", "metrics", "runtime", "damage", "trace"];
 /// Knows everybody, and is used by nobody but the crate's root.
 const COMPOSITION_ROOT: &str = "node";
 

@@ -23,6 +23,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{Circle, Documents, News};
+use crate::backoff::{after, random_byte, spread_out};
 use crate::metrics::outcome;
 
 /// How long comparing one document may take: both may have all the keys there can be, and be far apart.
@@ -290,45 +291,24 @@ fn settle(partners: &mut BTreeMap<EndpointId, Partner>, compared: Compared) {
 
 /// The wait after a number of failures in a row.
 pub(super) fn backoff(failures: u32) -> Duration {
-    let full = BACKOFF_MIN.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(BACKOFF_MAX);
-    spread_out(full)
-}
-
-/// A time of half to all of this, so that those who began to wait together do not go on together.
-fn spread_out(full: Duration) -> Duration {
-    full / 2 + (full / 2) * u32::from(random_byte()) / 255
+    after(failures, BACKOFF_MIN, BACKOFF_MAX)
 }
 
 /// At most so many of these, chosen by chance.
 pub(super) fn some<T>(mut all: Vec<T>, max: usize) -> Vec<T> {
     let mut chosen = Vec::new();
     while !all.is_empty() && chosen.len() < max {
-        // A little uneven where there are many, which does no harm.
+        // A little uneven where there are many, which does no harm; without chance the same are chosen each time, and the
+        // others are reached by way of them.
         let at = (usize::from(random_byte()) << 8 | usize::from(random_byte())) % all.len();
         chosen.push(all.swap_remove(at));
     }
     chosen
 }
 
-fn random_byte() -> u8 {
-    let mut byte = [0; 1];
-    // Without random bytes the same are chosen each time, and the others are reached by way of them.
-    let _ = getrandom::fill(&mut byte);
-    byte[0]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn backoff_doubles_within_its_bounds() {
-        for failures in 1..100 {
-            let wait = backoff(failures);
-            assert!(wait >= BACKOFF_MIN / 2 && wait <= BACKOFF_MAX, "{failures} failures wait {wait:?}");
-        }
-        assert!(backoff(1) <= BACKOFF_MIN && backoff(20) >= BACKOFF_MAX / 2);
-    }
 
     #[test]
     fn some_are_chosen_and_none_twice() {

@@ -12,6 +12,7 @@ use tokio::task::AbortHandle;
 
 use super::meter::Meter;
 use super::{Failure, Order, Priority, TransferState, TransferStatus};
+use crate::backoff;
 use crate::images::{Holder, Progress};
 
 /// The wait after a first failure; it doubles with each further one.
@@ -290,7 +291,8 @@ impl Queue {
             Err(failure) => {
                 transfer.failures = transfer.failures.saturating_add(1);
                 transfer.turn = turn;
-                let retry_at = failure.is_retried().then(|| now + backoff(transfer.failures, spread));
+                let doubled = backoff::doubled(transfer.failures, BACKOFF_MIN, BACKOFF_MAX);
+                let retry_at = failure.is_retried().then(|| now + backoff::spread(doubled, spread));
                 transfer.state = State::Failed { retry_at };
                 transfer.failure = Some(failure);
             }
@@ -311,13 +313,6 @@ impl Queue {
         });
         retries.min()
     }
-}
-
-/// The wait after so many failures in a row, spread by up to a half, so that nodes that lost a source together do not come
-/// back to it together.
-fn backoff(failures: u32, spread: u8) -> Duration {
-    let full = BACKOFF_MIN.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(BACKOFF_MAX);
-    full / 2 + (full / 2) * u32::from(spread) / 255
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use super::{Failure, Shared};
+use crate::backoff::random_byte;
 use crate::metrics::outcome;
 
 /// The pause before a worker that panicked is started again: whatever it met may still be there.
@@ -95,9 +96,6 @@ fn end(shared: &Shared, (image, attempt, result): Ended) {
             tracing::warn!(image = %image.short(), reason, is_retried = failure.is_retried(), "transfer failed");
         }
     }
-    let mut spread = [0];
-    // Without random bytes the wait is merely not spread.
-    let _ = getrandom::fill(&mut spread);
-    shared.queue().ended(image, attempt, result, Instant::now(), spread[0]);
+    shared.queue().ended(image, attempt, result, Instant::now(), random_byte());
     shared.moved();
 }

@@ -9,6 +9,7 @@ use iroh::Endpoint;
 use iroh::endpoint::{Connection, ConnectionError};
 
 use super::{Protocol, REFUSED};
+use crate::backoff;
 
 /// How long dialling a peer may take. Hole punching and a relay's detour take a second or two on a bad day.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
@@ -120,7 +121,7 @@ impl Connections {
             if let Some(reason) = refusal(connection) {
                 slot.last_error = reason;
                 slot.failures += 1;
-                slot.not_before = Some(Instant::now() + backoff(slot.failures));
+                slot.not_before = Some(Instant::now() + backoff::after(slot.failures, BACKOFF_MIN, BACKOFF_MAX));
             }
             slot.connection = None;
         }
@@ -146,7 +147,7 @@ impl Connections {
                 Err(_) => format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()),
             };
             slot.failures += 1;
-            slot.not_before = Some(Instant::now() + backoff(slot.failures));
+            slot.not_before = Some(Instant::now() + backoff::after(slot.failures, BACKOFF_MIN, BACKOFF_MAX));
             slot.last_error = reason.clone();
             Err(ConnectError::Unreachable { peer: peer.short(), reason })
         });
@@ -156,29 +157,5 @@ impl Connections {
                 Err(ConnectError::Unreachable { peer: peer.short(), reason: format!("dialling ended: {error}") })
             }
         }
-    }
-}
-
-/// The wait after a number of failures in a row: doubling, capped, and spread by up to a half so that nodes that lost a
-/// peer together do not come back to it together.
-fn backoff(failures: u32) -> Duration {
-    let full = BACKOFF_MIN.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(BACKOFF_MAX);
-    let mut byte = [0; 1];
-    // Without random bytes the wait is merely not spread.
-    let _ = getrandom::fill(&mut byte);
-    full / 2 + (full / 2) * u32::from(byte[0]) / 255
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn backoff_doubles_within_its_bounds() {
-        for failures in 1..100 {
-            let wait = backoff(failures);
-            assert!(wait >= BACKOFF_MIN / 2 && wait <= BACKOFF_MAX, "{failures} failures wait {wait:?}");
-        }
-        assert!(backoff(1) <= BACKOFF_MIN && backoff(20) >= BACKOFF_MAX / 2);
     }
 }

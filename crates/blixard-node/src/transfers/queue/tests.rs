@@ -209,15 +209,3 @@ fn only_an_operators_own_request_can_be_cancelled() {
     assert_eq!(queue.cancel_request(id), Some(Cancelled::Wanted(Priority::Copy)));
     assert_eq!(queue.status(id).expect("it is known").priority, Priority::Copy);
 }
-
-#[test]
-fn backoff_doubles_within_its_bounds() {
-    for failures in 1..100 {
-        for spread in [0, 1, 128, 255] {
-            let wait = backoff(failures, spread);
-            assert!(wait >= BACKOFF_MIN / 2 && wait <= BACKOFF_MAX, "{failures} failures wait {wait:?}");
-        }
-    }
-    assert_eq!(backoff(3, 255), BACKOFF_MIN * 4);
-    assert_eq!(backoff(u32::MAX, 255), BACKOFF_MAX);
-}
