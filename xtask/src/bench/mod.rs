@@ -11,6 +11,7 @@ mod idle;
 mod lab;
 mod limit;
 mod load;
+mod rivals;
 mod samples;
 mod scale;
 mod swarm;
@@ -77,7 +78,7 @@ const BENCHES: &[Bench] = &[
     },
     Bench {
         name: "swarm",
-        about: "an image from one node to many over limited links, beside rsync and HTTP; needs root",
+        about: "an image from one node to many over limited links, beside rsync, HTTP and BitTorrent; needs root",
         run: swarm::run,
     },
     Bench {
