@@ -110,6 +110,49 @@ pub(crate) fn ticket_contents() -> Examples {
     named([whole, bare, ("full", [postcard(&full), vec![0; 40]].concat())])
 }
 
+/// A part of a share, which names a blob.
+fn part(bytes: u64) -> ([u8; 32], u64) {
+    ([3; 32], bytes)
+}
+
+pub(crate) fn share_tickets() -> Examples {
+    let direct = PeerAddress { relay_url: None, ..peer() };
+    named([
+        ("direct", postcard(&(direct, [9_u8; 32], part(70)))),
+        ("relayed", postcard(&(peer(), [9_u8; 32], part(7_000)))),
+    ])
+}
+
+pub(crate) fn share_requests() -> Examples {
+    let request = |part: u8, from_bytes: u64| postcard(&([9_u8; 32], part, from_bytes));
+    named([("listing", request(0, 0)), ("content", request(1, 16 << 20))])
+}
+
+pub(crate) fn share_listings() -> Examples {
+    // A folder, a file of so many bytes, and a link to somewhere.
+    let folder = |path: &str| postcard(&(path.as_bytes(), 0o755_u32, 0_u8));
+    let file = |path: &str, bytes: u64| postcard(&(path.as_bytes(), 0o644_u32, 1_u8, bytes));
+    let link = |path: &str, target: &str| postcard(&(path.as_bytes(), 0_u32, 2_u8, target.as_bytes()));
+    let listing = |entries: &[Vec<u8>], content: Option<u64>| {
+        let head = [vec![1], postcard(&(b"stuff".as_slice(), entries.len()))].concat();
+        [head, entries.concat(), postcard(&content.map(part))].concat()
+    };
+    let deep = [
+        folder(""),
+        folder("a"),
+        folder("a/b"),
+        link("a/b/up", "../../c"),
+        file("a/x", 3),
+        file("a-", 0),
+        link("c", "a"),
+    ];
+    named([
+        ("file", listing(&[file("", 5)], Some(5))),
+        ("empty", listing(&[folder("")], None)),
+        ("deep", listing(&deep, Some(3))),
+    ])
+}
+
 pub(crate) fn traces() -> Examples {
     named([("sampled", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")])
 }
@@ -248,6 +291,9 @@ pub(crate) fn requests() -> Examples {
         ("audit_watch", head("GET /v1/audit/watch?last=5", "")),
         ("images", head("GET /v1/images?stale=true", "")),
         ("image", head("GET /v1/images/debian?stale=true", "")),
+        ("shares", head("GET /v1/shares", "")),
+        ("share_create", with_body("POST /v1/shares", json!({ "listing": KEY, "ttl_ms": 60_000 }))),
+        ("share_stop", head("DELETE /v1/shares/0102030405060708?node=2", "")),
         ("documents", head("GET /v1/documents", "")),
         ("document_create", head("PUT /v1/documents/web", "")),
         ("entries", head("GET /v1/documents/config/entries?prefix=web%2F&all=true", "")),

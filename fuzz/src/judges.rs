@@ -2,7 +2,7 @@
 
 use blixard_core::{Change, Command, State};
 use blixard_node::config::NodeConfig;
-use blixard_node::transport::Ticket;
+use blixard_node::transport::{PeerAddress, Ticket};
 use serde_json::Value;
 
 type Verdict = Result<(), String>;
@@ -112,6 +112,68 @@ pub(crate) fn ticket(input: &[u8], again: &[u8]) -> Verdict {
 pub(crate) fn ticket_content(input: &[u8], again: &[u8]) -> Verdict {
     that(again.len() <= input.len(), "there is more in it than was given")?;
     named_by_ticket(&postcard::from_bytes(again).map_err(|error| error.to_string())?)
+}
+
+pub(crate) fn share_ticket(input: &[u8], again: &[u8]) -> Verdict {
+    that(again.len() <= input.len(), "there is more in it than was given")?;
+    // At its end is the length of the listing, which somebody is to take in.
+    let (_, _, (_, bytes)): (PeerAddress, [u8; 32], ([u8; 32], u64)) =
+        postcard::from_bytes(again).map_err(|error| error.to_string())?;
+    that((1..=16 << 20).contains(&bytes), "its listing has no length, or too great a one")
+}
+
+pub(crate) fn share_request(input: &[u8], again: &[u8]) -> Verdict {
+    that(again.len() <= input.len() && input.starts_with(&again[..32]), "its secret is another")?;
+    that(again[32] <= 1, "it wants what no share has")
+}
+
+/// An entry of a listing, as it is encoded; what it is comes as a number, and what belongs to that behind it.
+fn listed(mut rest: &[u8]) -> Result<Vec<(String, Option<String>)>, String> {
+    fn take<'a, T: serde::Deserialize<'a>>(rest: &mut &'a [u8]) -> Result<T, String> {
+        let (value, left) = postcard::take_from_bytes(rest).map_err(|error| error.to_string())?;
+        *rest = left;
+        Ok(value)
+    }
+    let text = |bytes: &[u8]| bytes.iter().map(|byte| char::from(*byte)).collect::<String>();
+    let _name: &[u8] = take(&mut rest)?;
+    let count: usize = take(&mut rest)?;
+    let mut entries = Vec::new();
+    for _ in 0..count {
+        let (path, _mode, kind): (&[u8], u32, u8) = take(&mut rest)?;
+        let target = match kind {
+            0 => None,
+            1 => take::<u64>(&mut rest).map(|_| None)?,
+            _ => Some(text(take::<&[u8]>(&mut rest)?)),
+        };
+        entries.push((text(path), target));
+    }
+    Ok(entries)
+}
+
+pub(crate) fn share_listing(_: &[u8], again: &[u8]) -> Verdict {
+    let entries = listed(again.get(1..).unwrap_or_default())?;
+    let mut seen = std::collections::BTreeMap::new();
+    for (path, target) in &entries[1..] {
+        // As the file system reads it: no part of it may lead up, to the root, or to where it is already.
+        let leads_down = |part: &str| !part.is_empty() && part != "." && part != "..";
+        that(path.split('/').all(leads_down) && !path.contains('\0'), "a path leads out of its folder")?;
+        that(seen.insert(path.as_str(), target.is_some()).is_none(), "a path is there twice")?;
+        for (at, _) in path.match_indices('/') {
+            that(seen.get(&path[..at]) == Some(&false), "a path leads through a link, or through nothing")?;
+        }
+        let Some(target) = target else { continue };
+        // Followed one step at a time from the link's folder, where every name but `..` may turn out to be the share itself.
+        let mut depth = path.matches('/').count();
+        that(!target.starts_with('/') && !target.is_empty(), "a link leads to the root")?;
+        for part in target.split('/') {
+            match part {
+                ".." => depth = depth.checked_sub(1).ok_or("a link leads out of the share")?,
+                "" | "." => {}
+                _ => depth = 0,
+            }
+        }
+    }
+    Ok(())
 }
 
 pub(crate) fn trace(input: &[u8], again: &[u8]) -> Verdict {

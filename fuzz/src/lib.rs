@@ -104,6 +104,27 @@ pub const TARGETS: &[Target] = &[
         ..PLAIN
     },
     Target { name: "request", decode: node::request, examples: examples::requests, judge: judges::request, ..PLAIN },
+    Target {
+        name: "share_listing",
+        decode: node::share_listing,
+        examples: examples::share_listings,
+        judge: judges::share_listing,
+        ..PLAIN
+    },
+    Target {
+        name: "share_request",
+        decode: node::share_request,
+        examples: examples::share_requests,
+        judge: judges::share_request,
+        ..PLAIN
+    },
+    Target {
+        name: "share_ticket",
+        decode: node::share_ticket,
+        examples: examples::share_tickets,
+        judge: judges::share_ticket,
+        ..PLAIN
+    },
     Target { name: "state", decode: node::state, examples: examples::states, judge: judges::state, ..PLAIN },
     Target { name: "ticket", decode: node::ticket, examples: examples::tickets, judge: judges::ticket, ..PLAIN },
     Target {

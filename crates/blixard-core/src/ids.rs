@@ -106,6 +106,10 @@ bytes_id!(
     TokenId, 8, "a token id"
 );
 bytes_id!(
+    /// Names what a node shares with whoever has its ticket, without giving the ticket's secret away.
+    ShareId, 8, "a share id"
+);
+bytes_id!(
     /// A vm, for as long as it exists; its name may be given to another one later.
     VmId, 16, "a vm id"
 );

@@ -37,8 +37,8 @@ pub use document::{
 pub use fit::{Fit, RefusalReason, Resource};
 pub use history::{Event, Happening, History, Note, SILENT_AFTER_MS, VmOrder};
 pub use ids::{
-    BlobHash, ClusterId, ContentHash, EndpointId, ImageId, NodeId, ParseIdError, RequestId, SecretHash, TokenId,
-    UnixMs, VmId,
+    BlobHash, ClusterId, ContentHash, EndpointId, ImageId, NodeId, ParseIdError, RequestId, SecretHash, ShareId,
+    TokenId, UnixMs, VmId,
 };
 pub use image::{DiskFormat, DiskPart, Image, ImageKind, ImageName, Manifest, Part};
 pub use membership::{HEALTHY_WITHIN_MS, LOST_AFTER_MS, MembershipStep, RaftView};

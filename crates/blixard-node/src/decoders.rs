@@ -18,6 +18,7 @@ use crate::api::{
 };
 use crate::config::Layers;
 use crate::raft::GroupView;
+use crate::shares::{self, Listing, ShareTicket};
 use crate::trace::TraceContext;
 use crate::transport::http::{Caller, serve_stream};
 use crate::transport::{Registry, Ticket};
@@ -92,6 +93,24 @@ pub fn raft_stream(bytes: &[u8]) -> Result<Vec<u8>, String> {
 pub fn document_key(bytes: &[u8]) -> Result<Vec<u8>, String> {
     let key = crate::documents::read_stored_key(bytes).ok_or("it is no key")?;
     Ok(crate::documents::stored_key(key.as_str()))
+}
+
+/// What is inside of a share's ticket.
+pub fn share_ticket(bytes: &[u8]) -> Result<Vec<u8>, String> {
+    let ticket = ShareTicket::decode(bytes).map_err(|error| error.to_string())?;
+    Ok(postcard(&ticket))
+}
+
+/// The listing of a share.
+pub fn share_listing(bytes: &[u8]) -> Result<Vec<u8>, String> {
+    let listing = Listing::decode(bytes).map_err(|error| error.to_string())?;
+    listing.encode().map_err(|error| error.to_string())
+}
+
+/// A stranger's request for a part of a share.
+pub fn share_request(bytes: &[u8]) -> Result<Vec<u8>, String> {
+    let request = shares::Request::decode(bytes).ok_or("it is no request for a share")?;
+    Ok(request.encode())
 }
 
 /// A command in the log.

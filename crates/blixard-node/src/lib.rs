@@ -1,7 +1,7 @@
 //! A Blixard node: everything that waits.
 //!
 //! [`Node`] is a running node, [`config`] what it is told, [`api`] the one contract it speaks with clients, and
-//! [`transport`] and [`user`] what a client needs of it: keys, tickets and registry files. The rooms and who may use whom are
+//! [`transport`] and [`user`] what a client needs of it: keys, tickets and registry files. [`shares`] fetches what somebody shares. The rooms and who may use whom are
 //! in ARCHITECTURE.md.
 //!
 //! With the feature `simulation` the crate is something else: the rooms that decide, on virtual time, and the simulator that runs
@@ -40,6 +40,8 @@ mod metrics;
 mod node;
 mod raft;
 mod runtime;
+#[cfg(not(feature = "simulation"))]
+pub mod shares;
 #[cfg(feature = "simulation")]
 pub mod simulation;
 pub mod trace;

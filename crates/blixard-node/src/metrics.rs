@@ -147,6 +147,10 @@ pub(crate) struct Metrics {
     pub(crate) api_times: Histograms,
     /// Nodes that asked to join and were refused.
     pub(crate) joins_refused: Counter,
+    /// Bytes of content sent to those who fetch what this node shares.
+    pub(crate) shared_bytes: Counter,
+    /// Requests for a share that was not there, or no longer.
+    pub(crate) shares_refused: Counter,
 }
 
 /// Enters metrics into a registry, and hands them back.
@@ -304,6 +308,13 @@ impl Default for Metrics {
                 Histograms::new_with_constructor(request_times),
             ),
             joins_refused: book.counter("joins_refused", "Nodes that asked to join and were refused"),
+            shared_bytes: book.enter_in(
+                "share_sent",
+                Unit::Bytes,
+                "Content of shares sent to those who have their tickets",
+                Counter::default(),
+            ),
+            shares_refused: book.counter("shares_refused", "Requests for a share that is not there, or no longer"),
             registry: book.0,
         }
     }

@@ -27,6 +27,7 @@ use crate::http::Stage;
 use crate::images::{Direction, Images};
 use crate::metrics::Metrics;
 use crate::raft::Raft;
+use crate::shares::Shares;
 use crate::transfers::Transfers;
 use crate::transport::{
     KEY_LOST, Protocol, Registry, SecretKey, Ticket, Transport, TransportConfig, load_or_create_key,
@@ -50,6 +51,8 @@ const HOST_MEMORY_MIB: u64 = 512;
 const CAPACITY_FILE: &str = "capacity.json";
 /// The file with what people have set of transfers.
 const TRANSFERS_FILE: &str = "transfers.json";
+/// The file with what this node shares.
+const SHARES_FILE: &str = "shares.json";
 
 /// Why a node did not start.
 #[derive(Debug, thiserror::Error)]
@@ -149,6 +152,7 @@ impl Node {
         let transfers_file = data.join(TRANSFERS_FILE);
         let transfers =
             Transfers::open(&transfers_file, config.transfers.running_max, images.clone(), metrics.clone())?;
+        let shares = Shares::open(&data.join(SHARES_FILE), images.clone(), metrics.clone()).await?;
         let driver = driver(&config, &data)?;
         let agent =
             Agent::new(config.id, raft.clone(), images.clone(), transfers.clone(), driver.clone(), metrics.clone());
@@ -159,6 +163,7 @@ impl Node {
             images: images.clone(),
             documents: documents.clone(),
             transfers: transfers.clone(),
+            shares: shares.clone(),
             agent: agent.clone(),
             metrics: metrics.clone(),
         };
@@ -192,6 +197,10 @@ impl Node {
             let documents = documents.clone();
             move || documents.clone().run()
         });
+        tasks.keep("shares", {
+            let shares = shares.clone();
+            move || shares.clone().run()
+        });
         tasks.keep("circle", {
             let (raft, documents, data) = (raft.clone(), documents.clone(), data.clone());
             let own = transport.id();
@@ -204,6 +213,7 @@ impl Node {
             (Protocol::Join, join::handler(raft.clone(), transport.clone(), metrics.clone())),
         ];
         handlers.extend(documents.handlers());
+        handlers.push((Protocol::Share, shares.handler()));
         if config.p2p_enabled {
             handlers.push((Protocol::Blobs, images.handler()));
         }

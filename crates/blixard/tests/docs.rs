@@ -19,7 +19,7 @@ const OTHER_VARIABLES: &[&str] = &[
     "BLIXARD_STATE_DIR",
 ];
 /// Verbs that are over at once and need nobody for it.
-const ASK_NO_NODE: &[&str] = &["api", "completions", "context"];
+const ASK_NO_NODE: &[&str] = &["api", "completions", "context", "fetch"];
 /// Read by the tests of the project, not by the program.
 const TEST_VARIABLES: &[&str] =
     &["BLIXARD_BLESS", "BLIXARD_SEED", "BLIXARD_E2E_SEED", "BLIXARD_E2E_ROUNDS", "BLIXARD_SIM_TRACE"];

@@ -41,7 +41,7 @@ const EFFECTS: &[Effect] = &[
     },
     Effect {
         rule: "blobs",
-        is_named_by: |path| is_crate(path, &["iroh_blobs"]),
+        is_named_by: |path| is_crate(path, &["iroh_blobs", "bao_tree"]),
         places: &[
             "crates/blixard-node/src/images/",
             "crates/blixard-node/src/images.rs",

@@ -13,9 +13,10 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("images", &["transport"]),
     ("documents", &["transport", "images"]),
     ("transfers", &["transport", "images"]),
+    ("shares", &["transport", "images"]),
     ("agent", &["raft", "images", "transfers"]),
     ("leader", &["raft"]),
-    ("api", &["raft", "images", "documents", "transfers", "agent", "transport"]),
+    ("api", &["raft", "images", "documents", "transfers", "shares", "agent", "transport"]),
     ("http", &["api", "raft", "transport"]),
     // Plain values, the reading of a clock, and numbers that rise: they know nobody.
     ("config", &[]),
@@ -30,7 +31,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     // A user's own keys and tickets, for clients as much as for nodes.
     ("user", &["transport"]),
     // The decoders of outside bytes, for tests.
-    ("decoders", &["api", "documents", "raft", "transport", "config"]),
+    ("decoders", &["api", "documents", "raft", "shares", "transport", "config"]),
 ];
 /// Used by every room.
 const FOR_ALL: &[&str] = &["backoff", "config", "clock", "metrics", "runtime", "damage", "trace"];

@@ -3,6 +3,7 @@
 mod access;
 mod documents;
 mod guests;
+mod shares;
 mod transfers;
 
 use std::time::Duration;

@@ -19,8 +19,10 @@ pub use confinement::{ConfinementView, PrivilegesView};
 pub use documents::{ConfigFileView, DocumentView, EntryView};
 
 mod peers;
+mod shares;
 mod transfers;
 pub use peers::*;
+pub use shares::*;
 pub use transfers::*;
 
 /// The cluster as one node sees it.

@@ -33,6 +33,7 @@ mod space;
 mod standing;
 #[cfg(test)]
 pub(crate) mod tests;
+mod verified;
 mod workers;
 
 use std::collections::BTreeMap;
@@ -42,7 +43,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use blixard_core::{BlobHash, EndpointId, Manifest};
+use blixard_core::{BlobHash, EndpointId, Manifest, Part};
 use iroh_blobs::Hash;
 use iroh_blobs::api::blobs::BlobStatus;
 use iroh_blobs::store::fs::FsStore;
@@ -58,6 +59,7 @@ pub(crate) use import::{ImportError, ImportedBlob};
 pub(crate) use limits::{BYTES_PER_S_MIN, Direction, Limits, Rates};
 pub(crate) use space::NoSpace;
 pub(crate) use standing::{SCORE_MAX, Standing};
+pub(crate) use verified::{PIECE_BYTES, Received, StreamError};
 
 use collect::Collector;
 use import::Imports;
@@ -203,6 +205,11 @@ impl Images {
             }
         }
         Ok(true)
+    }
+
+    /// Whether a blob is here as a whole. A store that does not answer has nothing.
+    pub(crate) async fn has(&self, part: Part) -> bool {
+        matches!(self.complete_bytes(part.hash).await, Ok(Some(bytes)) if bytes == part.bytes)
     }
 
     /// How many bytes of an image's parts are here and verified.

@@ -68,7 +68,8 @@ impl AccessList {
     /// Why a key may not speak a protocol, if it may not.
     fn refuse(&self, key: &EndpointId, alpn: &[u8]) -> Option<&'static str> {
         match Protocol::of_alpn(alpn) {
-            Some(Protocol::Join) => None,
+            // Whoever has no secret gets nothing there.
+            Some(Protocol::Join | Protocol::Share) => None,
             Some(Protocol::Raft) if self.keys.read().expect("no holder of this lock panics").group.contains(key) => {
                 None
             }
@@ -178,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn every_protocol_but_join_is_closed_to_strangers() {
+    fn every_protocol_but_join_and_share_is_closed_to_strangers() {
         let (member, client, stranger) = (EndpointId([1; 32]), EndpointId([2; 32]), EndpointId([3; 32]));
         let access = AccessList::default();
         access.set_members([member]);
@@ -189,7 +190,7 @@ mod tests {
         }
         assert!(allowed(&client, Protocol::Api) && !allowed(&stranger, Protocol::Api));
         assert!(!allowed(&member, Protocol::Api), "a node's key is not a user's");
-        assert!(allowed(&stranger, Protocol::Join));
+        assert!(allowed(&stranger, Protocol::Join) && allowed(&stranger, Protocol::Share));
         assert!(access.refuse(&member, b"other/1").is_some());
     }
 }

@@ -37,6 +37,7 @@ pub use identity::{SecretKey, load_or_create_key, write_private};
 pub use iroh::endpoint::{Connection, RecvStream, SendStream};
 pub use places::BUSY;
 pub use registry::Registry;
+pub(crate) use ticket::TicketKind;
 pub use ticket::{Ticket, TicketError, TicketSecret};
 
 use connections::Connections;
@@ -68,8 +69,10 @@ pub enum Protocol {
     Peer,
     /// The control API, for clients.
     Api,
-    /// Asking to be let in. The only protocol that a stranger may speak: one bounded request a connection.
+    /// Asking to be let in. A stranger may speak it: one bounded request a connection.
     Join,
+    /// What is shared, for whoever has a ticket. A stranger may speak it: bounded requests, each with the ticket's secret.
+    Share,
     /// Image content, between members.
     Blobs,
     /// Comparing documents, between members.
@@ -86,6 +89,7 @@ impl Protocol {
             Self::Peer => b"blixard/peer/1",
             Self::Api => b"blixard/api/1",
             Self::Join => b"blixard/join/1",
+            Self::Share => b"blixard/share/1",
             Self::Blobs => iroh_blobs_alpn(),
             Self::Documents => iroh_docs_alpn(),
             Self::Values => b"blixard/values/1",
@@ -99,6 +103,7 @@ impl Protocol {
             Self::Peer => "peer",
             Self::Api => "api",
             Self::Join => "join",
+            Self::Share => "share",
             Self::Blobs => "blobs",
             Self::Documents => "documents",
             Self::Values => "values",
@@ -106,8 +111,9 @@ impl Protocol {
     }
 
     fn of_alpn(alpn: &[u8]) -> Option<Self> {
-        let all = [Self::Raft, Self::Peer, Self::Api, Self::Join, Self::Blobs, Self::Documents, Self::Values];
-        all.into_iter().find(|p| p.alpn() == alpn)
+        let members = [Self::Raft, Self::Peer, Self::Blobs, Self::Documents, Self::Values];
+        let mut all = members.into_iter().chain([Self::Api, Self::Join, Self::Share]);
+        all.find(|protocol| protocol.alpn() == alpn)
     }
 }
 
@@ -360,7 +366,7 @@ where
 /// Lets a connection carry as much as its protocol needs.
 fn make_room(connection: &Connection, protocol: Protocol) {
     let receive_bytes_max = match protocol {
-        Protocol::Join => return,
+        Protocol::Join | Protocol::Share => return,
         Protocol::Api => CLIENT_RECEIVE_BYTES_MAX,
         Protocol::Raft | Protocol::Peer | Protocol::Blobs | Protocol::Documents | Protocol::Values => RECEIVE_BYTES_MAX,
     };

@@ -13,10 +13,11 @@ use super::Protocol;
 /// The code with which a connection is closed for which there is no place.
 pub const BUSY: u32 = 429;
 
-/// Connections of all strangers that ask to join. Each is asked for one message and lasts seconds.
+/// Connections of all strangers for one protocol. Each says what it wants within seconds, or has to go; who fetches what is shared
+/// stays for as long as that takes.
 const STRANGERS_MAX: usize = 256;
-/// Connections of one key that asks to join. A joiner has one; one that was restarted may have left another.
-const JOINS_A_KEY_MAX: usize = 4;
+/// Connections of one stranger's key for one protocol. A joiner has one; one that was restarted may have left another.
+const CONNECTIONS_A_STRANGER_MAX: usize = 4;
 /// Connections of all clients: each command of the command line has one while it runs.
 const CLIENTS_MAX: usize = 1024;
 /// Connections of one client: what a script runs at the same time. Some 10 MB of answers may wait on each for a reader that
@@ -43,7 +44,7 @@ impl Places {
     pub(super) fn take(&self, protocol: Protocol, key: EndpointId, is_member: bool) -> Result<Place, &'static str> {
         let (a_key_max, all_max) = match protocol {
             Protocol::Join if is_member => (CONNECTIONS_A_MEMBER_MAX, usize::MAX),
-            Protocol::Join => (JOINS_A_KEY_MAX, STRANGERS_MAX),
+            Protocol::Join | Protocol::Share => (CONNECTIONS_A_STRANGER_MAX, STRANGERS_MAX),
             Protocol::Api => (CONNECTIONS_A_CLIENT_MAX, CLIENTS_MAX),
             Protocol::Raft | Protocol::Peer | Protocol::Blobs | Protocol::Documents | Protocol::Values => {
                 (CONNECTIONS_A_MEMBER_MAX, usize::MAX)
@@ -103,6 +104,7 @@ mod tests {
         let places = Places::default();
         for (protocol, max) in [
             (Protocol::Join, 4),
+            (Protocol::Share, 4),
             (Protocol::Api, 32),
             (Protocol::Raft, 64),
             (Protocol::Peer, 64),

@@ -44,6 +44,9 @@ const EXPECTED: &[(&str, &str, ClientRole)] = &[
     ("POST", "/v1/transfers/{name}/cancel", Operator),
     ("GET", "/v1/transfers/limits", Viewer),
     ("PUT", "/v1/transfers/limits", Operator),
+    ("GET", "/v1/shares", Viewer),
+    ("POST", "/v1/shares", Operator),
+    ("DELETE", "/v1/shares/{share}", Operator),
     ("GET", "/v1/documents", Viewer),
     ("PUT", "/v1/documents/{document}", Operator),
     ("GET", "/v1/documents/{document}/entries", Viewer),
@@ -114,6 +117,7 @@ fn filled(path: &str) -> String {
         .replace("{name}", "nothing")
         .replace("{part}", "disk")
         .replace("{document}", "nothing")
+        .replace("{share}", &"0".repeat(16))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -205,6 +209,8 @@ async fn a_role_holds_for_what_is_relayed() {
         ("/transfers".to_owned(), &id, false),
         ("/transfers/limits".to_owned(), &id, false),
         ("/transfers/limits".to_owned(), &stranger, true),
+        ("/shares".to_owned(), &id, false),
+        ("/shares".to_owned(), &stranger, true),
         (format!("/vms/{}/console", web.id), &operator, false),
         (format!("/blobs/{}", "0".repeat(64)), &operator, false),
     ] {

@@ -39,7 +39,7 @@ pub(super) struct ReadFailure(Arc<Mutex<Option<io::Error>>>);
 
 impl ReadFailure {
     /// Keeps a failure, and gives another of its kind to end the upload with.
-    fn note(&self, error: io::Error) -> io::Error {
+    pub(super) fn note(&self, error: io::Error) -> io::Error {
         let kind = error.kind();
         *self.0.lock().expect("no holder of this lock panics") = Some(error);
         kind.into()

@@ -13,6 +13,7 @@ mod connect;
 mod context;
 mod doc;
 mod events;
+mod fetch;
 mod files;
 mod image;
 mod log;
@@ -20,6 +21,7 @@ mod node;
 mod output;
 mod peer;
 mod progress;
+mod share;
 mod shell;
 mod status;
 mod traces;
@@ -80,6 +82,19 @@ enum Verb {
     /// Read and write documents: small values that every node has, also while there is no leader.
     #[command(subcommand)]
     Doc(doc::Verb),
+    /// Share a file or a folder with whoever gets the ticket that this prints.
+    #[command(after_help = "Examples:
+  blixard share report.pdf                         for a day
+  blixard share ./photos --expires 7d --name trip
+  blixard share --list
+  blixard share --stop 6a1f0c9d2e4b8a37")]
+    Share(share::Share),
+    /// Fetch what somebody shares, with its ticket. It needs no node and no cluster here.
+    #[command(after_help = "Examples:
+  blixard fetch TICKET                     under the name that it was shared as
+  blixard fetch TICKET -o ./photos         go on where it was by running it again
+  pass show ticket | blixard fetch -")]
+    Fetch(fetch::Fetch),
     /// See how nodes find each other as sources of images.
     #[command(subcommand)]
     Peer(peer::Verb),
@@ -121,11 +136,11 @@ impl Verb {
     fn asks_no_node(&self) -> bool {
         match self {
             Self::Context(verb) => !matches!(verb, context::Verb::Show { .. }),
-            Self::Node(_) | Self::Config(_) | Self::Client(_) => true,
+            Self::Node(_) | Self::Config(_) | Self::Client(_) | Self::Fetch(_) => true,
             Self::Completions(_) | Self::Man(_) | Self::Guard { .. } => true,
             Self::Api(verb) => matches!(verb, api::Verb::Openapi),
             Self::Cluster(_) | Self::Image(_) | Self::Doc(_) | Self::Peer(_) | Self::Transfer(_) => false,
-            Self::Vm(_) | Self::Events(_) => false,
+            Self::Vm(_) | Self::Events(_) | Self::Share(_) => false,
         }
     }
 }
@@ -226,6 +241,8 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Cluster(verb) => ask(&words, cluster::run(node, verb)),
         Verb::Image(verb) => ask(&words, image::run(node, verb)),
         Verb::Doc(verb) => ask(&words, doc::run(node, verb)),
+        Verb::Share(share) => ask(&words, share::run(node, share)),
+        Verb::Fetch(fetch) => ask(&words, fetch::run(fetch)),
         Verb::Peer(verb) => ask(&words, peer::run(node, verb)),
         Verb::Transfer(verb) => ask(&words, transfer::run(node, verb)),
         Verb::Vm(verb) => ask(&words, vm::run(node, verb)),
@@ -280,6 +297,7 @@ mod tests {
         "blixard api proxy",
         "blixard completions",
         "blixard doc get",
+        "blixard fetch",
         "blixard guard",
         "blixard image export",
         "blixard man",

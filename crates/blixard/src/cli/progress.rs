@@ -65,6 +65,21 @@ impl ByteBar {
         self.0.inc(bytes as u64);
     }
 
+    /// Says how many bytes are there, of which so many were before it began.
+    pub(super) fn at(&self, bytes_done: u64, bytes_before: u64) {
+        if self.0.position() < bytes_before {
+            // What was there already says nothing of the rate.
+            self.0.set_position(bytes_before);
+            self.0.reset_eta();
+        }
+        self.0.set_position(bytes_done);
+    }
+
+    /// Says something else before the bar.
+    pub(super) fn say(&self, label: &str) {
+        self.0.set_message(clean(label));
+    }
+
     /// Removes the bar.
     pub(super) fn end(&self) {
         self.0.finish_and_clear();

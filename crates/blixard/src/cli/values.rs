@@ -89,13 +89,13 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
         .map_err(|_| "expected a number with a unit, such as 500ms, 30s, 5m or 1h".to_owned())
 }
 
-/// How long a token is good for.
+/// How long a ticket is good for.
 pub(super) fn ttl(text: &str) -> Result<Ttl, String> {
     if text == UNLIMITED {
         return Ok(Ttl(None));
     }
     match duration(text) {
-        Ok(Duration::ZERO) => Err("a token that is good for no time lets nobody in".to_owned()),
+        Ok(Duration::ZERO) => Err("it would be over at once: give it some time".to_owned()),
         Ok(ttl) => Ok(Ttl(Some(ttl))),
         Err(error) => Err(format!("{error}, or {UNLIMITED}")),
     }

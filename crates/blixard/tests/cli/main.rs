@@ -18,5 +18,6 @@ mod reach;
 mod scripted;
 mod security;
 mod settings;
+mod shares;
 mod shell;
 mod vms;

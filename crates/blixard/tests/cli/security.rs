@@ -48,6 +48,7 @@ fn files_are_closed_as_the_document_says() {
     let secret = bench.write("secret.yaml", "#cloud-config\npassword: hunter2\n");
     let create = ["vm", "create", "hidden-vm", "--image", "hidden-image", "--memory", "64M", "--user-data", &secret];
     bench.run(&create).ends_with(0);
+    bench.run(&["share", &secret, "--name", "hidden-share"]).ends_with(0);
 
     for (head, folder) in [("in the data directory", "data"), ("in the state folder", "state")] {
         let rows = table(head);

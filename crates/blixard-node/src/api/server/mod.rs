@@ -15,6 +15,7 @@ mod peer;
 mod peers;
 mod queue;
 pub(super) mod routes;
+mod shares;
 pub(crate) mod tokens;
 mod transfers;
 mod view;
@@ -43,6 +44,7 @@ use crate::documents::Documents;
 use crate::images::{Images, ImportedBlob};
 use crate::metrics::{Metrics, observe};
 use crate::raft::Raft;
+use crate::shares::Shares;
 use crate::trace;
 use crate::transfers::Transfers;
 use crate::transport::http::{self as http_over, Caller, Requests};
@@ -80,6 +82,7 @@ pub(crate) struct Served {
     pub(crate) images: Images,
     pub(crate) documents: Documents,
     pub(crate) transfers: Transfers,
+    pub(crate) shares: Shares,
     pub(crate) agent: Agent,
     pub(crate) metrics: Arc<Metrics>,
 }

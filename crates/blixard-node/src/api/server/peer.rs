@@ -10,15 +10,15 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter, on};
 use blixard_core::ClientRole::{self, Operator, Viewer};
-use blixard_core::{BlobHash, EndpointId, ImageId, NodeId, VmId};
+use blixard_core::{BlobHash, EndpointId, ImageId, NodeId, ShareId, VmId};
 use serde::Deserialize;
 
 use super::ask::LogQuery;
 use super::extract::{Inputs, reader};
-use super::{Body, Json, Path, Query, Server, logs, queue, transfers, vms};
+use super::{Body, Json, Path, Query, Server, logs, queue, shares, transfers, vms};
 use crate::api::CLIENT_HEADER;
 use crate::api::fault::Fault;
-use crate::api::views::{LimitsView, LiveView, NodeTransfersView, SetLimits, TransferOrder};
+use crate::api::views::{LimitsView, LiveView, NodeSharesView, NodeTransfersView, SetLimits, TransferOrder};
 
 /// A request of a member.
 struct Route {
@@ -38,7 +38,7 @@ fn route<T: Inputs + 'static>(
     Route { path, least, handler: on(method, handler), reader: reader::<T>(method) }
 }
 
-fn table() -> [Route; 9] {
+fn table() -> [Route; 11] {
     const GET: MethodFilter = MethodFilter::GET;
     [
         route(None, GET, "/group", async |State(server): State<Server>| Json(server.inner.raft.view())),
@@ -50,6 +50,8 @@ fn table() -> [Route; 9] {
         route(Some(Operator), MethodFilter::POST, "/transfers/{image}/{order}", serve_order),
         route(Some(Viewer), GET, "/transfers/limits", serve_limits),
         route(Some(Operator), MethodFilter::PUT, "/transfers/limits", serve_set_limits),
+        route(Some(Viewer), GET, "/shares", serve_shares),
+        route(Some(Operator), MethodFilter::DELETE, "/shares/{share}", serve_stop_share),
     ]
 }
 
@@ -137,4 +139,13 @@ async fn serve_set_limits(
 ) -> Result<Json<LimitsView>, Fault> {
     tracing::info!(member = %asker.caller.0.short(), ?limits, "limits of transfers are set through another node");
     transfers::set_limits_here(&server, limits).await.map(Json)
+}
+
+async fn serve_shares(State(server): State<Server>) -> Json<NodeSharesView> {
+    Json(shares::here(&server).await)
+}
+
+async fn serve_stop_share(State(server): State<Server>, Path(share): Path<ShareId>) -> Result<Json<NodeId>, Fault> {
+    tracing::info!(%share, "a share is stopped through another node");
+    shares::stop_here(&server, share).await.map(Json)
 }

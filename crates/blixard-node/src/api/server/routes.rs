@@ -18,11 +18,13 @@ use schemars::SchemaGenerator;
 
 use super::extract::{Inputs, Operation, reader};
 use super::openapi::{Answer, Document, bytes, console, json, lines};
-use super::{Server, audit, clients, cluster, documents, events, images, logs, peers, queue, tokens, transfers, vms};
+use super::{
+    Server, audit, clients, cluster, documents, events, images, logs, peers, queue, shares, tokens, transfers, vms,
+};
 use crate::api::fault::{Fault, FaultKind};
 use crate::api::views::{
-    AuditView, BlobView, ClientView, ClusterView, CreatedToken, DocumentView, EntryView, EventView, ExplainView,
-    ImageView, LimitsView, NodeTransfersView, PeerView, TokenView, VmView,
+    AuditView, BlobView, ClientView, ClusterView, CreatedShare, CreatedToken, DocumentView, EntryView, EventView,
+    ExplainView, ImageView, LimitsView, NodeSharesView, NodeTransfersView, PeerView, TokenView, VmView,
 };
 use crate::transport::http::Caller;
 
@@ -188,6 +190,30 @@ fn table() -> Vec<Route> {
             transfers::set_limits,
             "Set how fast a node sends and receives image content, at most.",
             json::<LimitsView>,
+        ),
+        route(
+            Viewer,
+            Method::GET,
+            "/v1/shares",
+            shares::list,
+            "List what each node shares with those who have a ticket.",
+            json::<Vec<NodeSharesView>>,
+        ),
+        route(
+            Operator,
+            Method::POST,
+            "/v1/shares",
+            shares::create,
+            "Share what was uploaded to the node that is asked: a listing, and the content that it names.",
+            json::<CreatedShare>,
+        ),
+        route(
+            Operator,
+            Method::DELETE,
+            "/v1/shares/{share}",
+            shares::stop,
+            "Share something no longer. Fetches that are under way end.",
+            json::<NodeId>,
         ),
         route(Viewer, Method::GET, "/v1/documents", documents::list, "List the documents.", json::<Vec<DocumentView>>),
         route(
