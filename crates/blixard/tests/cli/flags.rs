@@ -41,8 +41,8 @@ fn every_verb_shows_examples() {
                     remove|cluster revoke|cluster set|cluster status|cluster token create|cluster token \
                     list|cluster token revoke|completions|config show|context add|context list|context \
                     remove|context show|context use|doc create|doc delete|doc export|doc get|doc list|doc ls|doc \
-                    set|doc watch|events|image delete|image export|image fetch|image import|image list|image \
-                    show|node|peer list|transfer cancel|transfer limit|transfer list|transfer pause|transfer \
+                    set|doc watch|events|fetch|image delete|image export|image fetch|image import|image list|image \
+                    show|node|peer list|share|transfer cancel|transfer limit|transfer list|transfer pause|transfer \
                     resume|transfer stats|transfer watch|vm console|vm create|vm delete|vm explain|vm list|vm \
                     logs|vm restart|vm start|vm status|vm stop";
     assert_eq!(seen.join("|"), expected);
@@ -142,7 +142,7 @@ fn wrong_values_are_named_with_a_right_one() {
         (&["cluster", "grant", KEY], "--role", "root", "operator"),
         (&["cluster", "grant", "ada"], "--role", "viewer", "64 hexadecimal digits"),
         (&["cluster", "token", "create"], "--ttl", "60", "30s"),
-        (&["cluster", "token", "create"], "--ttl", "0s", "lets nobody in"),
+        (&["cluster", "token", "create"], "--ttl", "0s", "over at once"),
         (&["cluster", "token", "create"], "--uses", "-1", "-1"),
         (&["cluster", "token", "revoke"], "xyz", "-ojson", "16 hexadecimal digits"),
         (&["image", "import", "d.raw"], "--name", "Upper", "a-z"),
