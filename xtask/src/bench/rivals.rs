@@ -79,7 +79,7 @@ impl Swarm<'_> {
         let config = dir.join("nginx.conf");
         let place = self.place(1, HTTP_PORT);
         let text = format!(
-            "user root;\ndaemon off;\npid {0}/nginx.pid;\nerror_log stderr;\nevents {{}}\nhttp {{ access_log off; sendfile \
+            "user root;\ndaemon off;\nmaster_process off;\npid {0}/nginx.pid;\nerror_log stderr;\nevents {{}}\nhttp {{ access_log off; sendfile \
              on; server {{ listen {place}; root {0}; }} }}\n",
             dir.display()
         );
@@ -110,9 +110,15 @@ impl Swarm<'_> {
         fs::write(&hook, "#!/bin/sh\n: > \"$3.done\"\n").context("write the mark of the end")?;
         process::output(Command::new("chmod").arg("755").arg(&hook))?;
 
+        // Debian's tracker serves only what it is told of.
+        let shown = process::text(Command::new(&aria2).arg("--show-files").arg(&torrent))?;
+        let hash =
+            shown.lines().find_map(|line| line.strip_prefix("Info Hash: ")).context("find the torrent's hash")?;
+        fs::write(dir.join("torrents.txt"), format!("{hash}\n")).context("write the tracker's list")?;
         let mut daemon = self.lab.command(1, &opentracker);
         let (address, port) = (tracker.ip().to_string(), TRACKER_PORT.to_string());
-        daemon.args(["-i", &address, "-p", &port, "-P", &port]).stderr(Stdio::null());
+        daemon.args(["-i", &address, "-p", &port, "-P", &port, "-u", "root", "-w", "torrents.txt", "-d"]).arg(dir);
+        daemon.stderr(Stdio::null());
         let _tracker = self.serve(daemon, TRACKER_PORT)?;
         let peer = |host: usize, copy: &Path| {
             let mut command = self.lab.command(host, &aria2);
