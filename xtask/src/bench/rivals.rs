@@ -110,14 +110,16 @@ impl Swarm<'_> {
         fs::write(&hook, "#!/bin/sh\n: > \"$3.done\"\n").context("write the mark of the end")?;
         process::output(Command::new("chmod").arg("755").arg(&hook))?;
 
-        // Debian's tracker serves only what it is told of.
+        // Debian's tracker serves only what it is told of, and goes into a folder of its own as somebody who is not root.
         let shown = process::text(Command::new(&aria2).arg("--show-files").arg(&torrent))?;
         let hash =
             shown.lines().find_map(|line| line.strip_prefix("Info Hash: ")).context("find the torrent's hash")?;
-        fs::write(dir.join("torrents.txt"), format!("{hash}\n")).context("write the tracker's list")?;
+        let folder = dir.join("tracker");
+        fs::create_dir(&folder).context("make a folder for the tracker")?;
+        fs::write(folder.join("torrents"), format!("{hash}\n")).context("write the tracker's list")?;
         let mut daemon = self.lab.command(1, &opentracker);
         let (address, port) = (tracker.ip().to_string(), TRACKER_PORT.to_string());
-        daemon.args(["-i", &address, "-p", &port, "-P", &port, "-u", "root", "-w", "torrents.txt", "-d"]).arg(dir);
+        daemon.args(["-i", &address, "-p", &port, "-P", &port, "-w", "torrents", "-d"]).arg(&folder);
         daemon.stderr(Stdio::null());
         let _tracker = self.serve(daemon, TRACKER_PORT)?;
         let peer = |host: usize, copy: &Path| {
