@@ -401,7 +401,30 @@ pub(crate) fn document_keys() -> Examples {
 }
 
 pub(crate) fn orders() -> Examples {
-    named([("stop", r#"{"order":"stop","timeout_ms":30000}"#), ("kill", r#"{"order":"kill"}"#)])
+    let settle = r#"{"order":"settle"}"#;
+    named([("stop", r#"{"order":"stop","timeout_ms":30000}"#), ("kill", r#"{"order":"kill"}"#), ("settle", settle)])
+}
+
+/// What a hypervisor says to the server of its disk: the flags of the handshake, options, and requests.
+pub(crate) fn disk_clients() -> Examples {
+    const FLAGS: [u8; 4] = [0, 0, 0, 3];
+    let option = |number: u32, data: &[u8]| {
+        let length = u32::try_from(data.len()).expect("a short option");
+        [b"IHAVEOPT", &number.to_be_bytes()[..], &length.to_be_bytes(), data].concat()
+    };
+    let request = |command: u16, offset: u64, length: u32| {
+        let head = [0x25, 0x60, 0x95, 0x13, 0, 0];
+        [&head[..], &command.to_be_bytes(), &7_u64.to_be_bytes(), &offset.to_be_bytes(), &length.to_be_bytes()].concat()
+    };
+    // No name, and one question: the sizes of blocks.
+    let go = option(7, &[0, 0, 0, 0, 0, 1, 0, 3]);
+    let (read, leave) = (request(0, 4096, 512), request(2, 0, 0));
+    named([
+        ("go", [&FLAGS[..], &go, &read, &leave].concat()),
+        ("structured_first", [&FLAGS[..], &option(8, &[]), &go, &read].concat()),
+        ("name", [&FLAGS[..], &option(1, b"any"), &request(3, 0, 0), &leave].concat()),
+        ("abort", [&FLAGS[..], &option(6, &[0, 0, 0, 0, 0, 0]), &option(2, &[])].concat()),
+    ])
 }
 
 pub(crate) fn monitors() -> Examples {

@@ -65,6 +65,14 @@ pub const TARGETS: &[Target] = &[
     Target { name: "config", decode: node::config, examples: examples::configs, judge: judges::config, ..PLAIN },
     Target { name: "disk", decode: hypervisor::disk, examples: examples::disks, judge: judges::disk, ..PLAIN },
     Target {
+        name: "disk_client",
+        decode: node::disk_client,
+        examples: examples::disk_clients,
+        keeps: Keeps::Some,
+        has_end: false,
+        ..PLAIN
+    },
+    Target {
         name: "document_key",
         decode: node::document_key,
         examples: examples::document_keys,

@@ -48,6 +48,6 @@ pub use rejection::Rejection;
 pub use schedule::{NodeVerdict, Verdict};
 pub use state::State;
 pub use vm::{
-    Desired, NameError, Observed, Phase, Placement, Power, Protocol, PublishedPort, RestartPolicy, Seed, Strategy, Vm,
-    VmName, VmSpec,
+    Desired, LAZY_BYTES_MIN, NameError, Observed, Phase, Placement, Power, Protocol, PublishedPort, RestartPolicy,
+    Seed, Strategy, Vm, VmName, VmSpec,
 };

@@ -8,6 +8,7 @@
 //!  (nothing) --FetchImage--> (image) --Launch--> running --Stop--> stopping --(guest ends, or Kill)--> exited
 //!                                                   |                                                    ^
 //!                                                   +--(ends by itself)--> exited --Launch, with backoff |
+//!  A lazy vm is launched while its image is still on its way:  running --(the image is here) Settle--> running
 //!  deleting, or placed elsewhere:  running --Kill--> exited --Remove--> (nothing) --ForgetVm, if deleting
 //! ```
 //!
@@ -18,7 +19,7 @@ mod ages;
 mod images;
 mod vms;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub use ages::Ages;
 
@@ -31,6 +32,11 @@ pub struct LocalView {
     pub vms: BTreeMap<VmId, LocalVm>,
     /// The images of which there are blobs.
     pub images: BTreeMap<ImageId, LocalImage>,
+    /// Those on their way of which so much is here that a lazy vm can be started: what is needed whole, and the beginning of
+    /// the disk, so that somebody delivers it.
+    pub bootable: BTreeSet<ImageId>,
+    /// The vms that run and read their image as it comes.
+    pub lazy: BTreeSet<VmId>,
 }
 
 /// A vm on this host.
@@ -103,6 +109,8 @@ pub enum Order {
     Kill,
     /// See [`Action::Remove`].
     Remove,
+    /// See [`Action::Settle`].
+    Settle,
 }
 
 /// An image on this host.
@@ -163,6 +171,11 @@ pub enum Action {
         /// The vm.
         vm: VmId,
     },
+    /// Let a running guest, which has read its image as it came, read it from where it now is as a whole.
+    Settle {
+        /// The vm.
+        vm: VmId,
+    },
     /// Remove every file of a vm that does not run.
     Remove {
         /// The vm.
@@ -182,7 +195,8 @@ impl Action {
             Self::DropImage { .. } => 3,
             Self::FetchImage { .. } => 4,
             Self::Launch { .. } => 5,
-            Self::Propose(_) => 6,
+            Self::Settle { .. } => 6,
+            Self::Propose(_) => 7,
         }
     }
 }

@@ -16,7 +16,7 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{ConfigFile, ImageId, ImageName, NodeId, Resources, UnixMs, VmId, limits};
+use crate::{ConfigFile, ImageId, ImageName, Manifest, NodeId, Resources, UnixMs, VmId, limits};
 
 /// A name in a form that is not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -240,12 +240,23 @@ pub struct VmSpec {
     pub restart: RestartPolicy,
     /// Files that cloud-init writes, with values of documents.
     pub config_files: Vec<ConfigFile>,
+    /// Whether it boots before its image is on its node as a whole; without a word, when the image is large.
+    pub lazy: Option<bool>,
 }
+
+/// From this size on, in bytes, a vm boots before its image is all there unless it was asked not to: on a link of 1 Gbit/s it
+/// would wait for more than two seconds, and a boot reads a small part of such an image.
+pub const LAZY_BYTES_MIN: u64 = 256 << 20;
 
 impl VmSpec {
     /// What the vm takes from its node's capacity.
     pub fn resources(&self) -> Resources {
         Resources { vcpus: u64::from(self.vcpus), memory_mib: self.memory_mib, disk_mib: self.disk_mib }
+    }
+
+    /// Whether it boots before its image, which is made of this, is on its node as a whole. Only disks can be read bit by bit.
+    pub fn is_lazy(&self, manifest: &Manifest) -> bool {
+        manifest.disk().is_some() && self.lazy.unwrap_or(manifest.bytes() >= LAZY_BYTES_MIN)
     }
 }
 

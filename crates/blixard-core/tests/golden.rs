@@ -65,6 +65,7 @@ fn full_spec() -> VmSpec {
             hash: BlobHash([6; 32]),
             content: b"level = 3\n".to_vec(),
         }],
+        lazy: Some(true),
         ..spec(2)
     }
 }

@@ -4,8 +4,8 @@
 mod plausible;
 
 use blixard_core::{
-    Action, Ages, Change, LocalImage, LocalView, LocalVm, LocalVmState, NodeId, Observed, Order, Phase, Plan,
-    RestartPolicy, State, UnixMs, VmId, VmSpec, limits, reconcile,
+    Action, Ages, BlobHash, Change, DiskPart, LAZY_BYTES_MIN, LocalImage, LocalView, LocalVm, LocalVmState, Manifest,
+    NodeId, Observed, Order, Part, Phase, Plan, RestartPolicy, State, UnixMs, VmId, VmSpec, limits, reconcile,
 };
 use plausible::{asked, cluster, image, manifest, spec, told, vm_id};
 
@@ -48,7 +48,7 @@ fn ended(clean: bool, at: u64, ran_ms: u64) -> LocalVmState {
 fn plan(state: &State, found: Option<LocalVm>) -> Plan {
     let images = (0..3).map(|index| (manifest(index).id(), LocalImage::Complete)).collect();
     let vms = found.into_iter().map(|vm| (vm_id(1), vm)).collect();
-    reconcile(ME, state, &LocalView { vms, images }, UnixMs(NOW))
+    reconcile(ME, state, &LocalView { vms, images, ..LocalView::default() }, UnixMs(NOW))
 }
 
 /// The plan's orders, without its reports.
@@ -115,6 +115,64 @@ fn a_missing_image_is_fetched_at_once_and_its_failure_is_said() {
 }
 
 #[test]
+fn a_lazy_vm_starts_before_its_image_is_whole_and_is_settled_when_it_is() {
+    let (mut state, id) = with_vm(on_failure(5));
+    let image = manifest(0).id();
+    let see = |state: &State, here: LocalImage, bootable: bool, found: Option<LocalVm>| {
+        let lazy = found.iter().map(|_| id).collect();
+        let bootable = bootable.then_some(image).into_iter().collect();
+        let vms = found.into_iter().map(|vm| (id, vm)).collect();
+        let view = LocalView { vms, images: [(image, here)].into(), bootable, lazy };
+        reconcile(ME, state, &view, UnixMs(NOW))
+    };
+    let fetching = |failure: Option<&str>| LocalImage::Fetching { urgent: true, failure: failure.map(str::to_owned) };
+    let launch = Action::Launch { vm: id, epoch: 1, run: 1, restarts: 0 };
+    assert_eq!(
+        orders(&see(&state, fetching(None), true, None)),
+        Vec::<&Action>::new(),
+        "it is small, and was not asked"
+    );
+    let mut set = |lazy| state.vms.get_mut(&id).unwrap().spec.lazy = lazy;
+    set(Some(true));
+    let lazy = state.clone();
+    assert_eq!(orders(&see(&lazy, fetching(None), true, None)), vec![&launch]);
+    assert_eq!(orders(&see(&lazy, fetching(Some("gone")), true, None)), vec![&launch], "what is here is enough");
+    assert_eq!(orders(&see(&lazy, fetching(None), false, None)), Vec::<&Action>::new(), "not so much is here yet");
+    assert_eq!(orders(&see(&lazy, LocalImage::Importing, true, None)), Vec::<&Action>::new());
+
+    let runs = see(&lazy, fetching(None), true, Some(local(running())));
+    assert_eq!((orders(&runs), phase(&runs)), (vec![], Some(&Phase::Running)));
+    let settle = Action::Settle { vm: id };
+    assert_eq!(orders(&see(&lazy, LocalImage::Complete, false, Some(local(running())))), vec![&settle]);
+    let busy = see(&lazy, LocalImage::Complete, false, Some(local(LocalVmState::Busy { what: Order::Settle })));
+    assert_eq!((orders(&busy), phase(&busy)), (vec![], None), "nothing that anybody would notice");
+    // A restart of the node, which has forgotten the queue: the guest needs the rest of its image.
+    let view = LocalView { vms: [(id, local(running()))].into(), lazy: [id].into(), ..LocalView::default() };
+    let forgot = reconcile(ME, &lazy, &view, UnixMs(NOW));
+    assert_eq!(orders(&forgot), vec![&Action::FetchImage { image, urgent: true }]);
+}
+
+#[test]
+fn a_vm_is_lazy_when_it_was_asked_to_be_or_its_image_is_large() {
+    let disk = |bytes| match manifest(0) {
+        Manifest::Disk(disk) => Manifest::Disk(DiskPart { part: Part { bytes, ..disk.part }, ..disk }),
+        kernel @ Manifest::Kernel { .. } => panic!("not a disk: {kernel:?}"),
+    };
+    let spec = |lazy| VmSpec { lazy, ..spec(0) };
+    for (lazy, bytes, expected) in [
+        (None, LAZY_BYTES_MIN - 1, false),
+        (None, LAZY_BYTES_MIN, true),
+        (Some(false), LAZY_BYTES_MIN, false),
+        (Some(true), 1, true),
+    ] {
+        assert_eq!(spec(lazy).is_lazy(&disk(bytes)), expected, "{lazy:?} {bytes}");
+    }
+    let kernel = Part { hash: BlobHash([1; 32]), bytes: LAZY_BYTES_MIN };
+    let diskless = Manifest::Kernel { kernel, initrd: None, root: None, cmdline: String::new() };
+    assert!(!spec(Some(true)).is_lazy(&diskless), "a kernel is needed whole");
+}
+
+#[test]
 fn a_stop_has_a_deadline_that_a_second_stop_moves() {
     let (mut state, id) = with_vm(on_failure(5));
     let stop = |state: &mut State, timeout_ms| state.apply(&asked(6_000, Change::StopVm { id, timeout_ms })).unwrap();
@@ -167,7 +225,8 @@ fn a_clock_that_is_set_ends_no_wait_and_prolongs_none() {
     let (mut state, id) = with_vm(on_failure(3));
     let see = |ages: &mut Ages, state: &State, found: &LocalVmState, (now, steady_ms): (u64, u64)| {
         let vms = [(id, LocalVm { epoch: 1, run: 1, restarts: 0, state: found.clone(), for_ms: 0 })].into();
-        let mut view = LocalView { vms, images: [(manifest(0).id(), LocalImage::Complete)].into() };
+        let mut view =
+            LocalView { vms, images: [(manifest(0).id(), LocalImage::Complete)].into(), ..LocalView::default() };
         ages.fill_in(&mut view, UnixMs(now), steady_ms);
         let plan = reconcile(ME, state, &view, UnixMs(now));
         (orders(&plan).into_iter().cloned().collect::<Vec<_>>(), plan.look_again_at.map(|at| at.0 - now))
@@ -342,7 +401,7 @@ fn what_frees_comes_before_what_takes() {
     let stray = vm_id(9);
     let images = (0..3).map(|index| (manifest(index).id(), LocalImage::Complete)).collect();
     let vms = [(stray, local(running()))].into();
-    let plan = reconcile(ME, &state, &LocalView { vms, images }, UnixMs(NOW));
+    let plan = reconcile(ME, &state, &LocalView { vms, images, ..LocalView::default() }, UnixMs(NOW));
     let launch = Action::Launch { vm: id, epoch: 1, run: 1, restarts: 0 };
     assert_eq!(orders(&plan), vec![&Action::Kill { vm: stray }, &launch]);
 }

@@ -23,6 +23,11 @@ pub trait Driver: Send + Sync {
     /// Ends the vm at once and returns when it has ended. A vm that does not run is no error.
     fn kill(&self, vm: &str) -> Result<(), StopError>;
 
+    /// Lets a vm that was launched over a [`LazyBase`](crate::LazyBase) read its base from the base's file from now on, which has
+    /// to be whole. The guest runs on and notices nothing. A vm that reads it from there already, or does not run, is no
+    /// error; one that could not be switched goes on as before, and the call can be repeated.
+    fn settle(&self, vm: &str) -> Result<(), SettleError>;
+
     /// All vms with a folder on this host, by id, also those that an earlier process launched.
     fn list(&self) -> Result<Vec<ObservedVm>, ListError>;
 
@@ -107,6 +112,32 @@ pub enum StopError {
         /// What went wrong.
         #[source]
         source: io::Error,
+    },
+}
+
+/// Why a vm still reads its base from the server that it was launched over.
+#[derive(Debug, thiserror::Error)]
+pub enum SettleError {
+    /// There is no such vm on this host.
+    #[error("there is no vm {vm} on this host")]
+    Unknown {
+        /// The id that was asked for.
+        vm: String,
+    },
+    /// The guard did not take the order.
+    #[error("{doing}")]
+    Guard {
+        /// What was being done, in the present tense.
+        doing: String,
+        /// What went wrong.
+        #[source]
+        source: io::Error,
+    },
+    /// The hypervisor did not open the file, or did not change over to it.
+    #[error("the guest cannot be changed over to the image's file: {detail}")]
+    Hypervisor {
+        /// What it said.
+        detail: String,
     },
 }
 

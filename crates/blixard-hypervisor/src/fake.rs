@@ -5,6 +5,7 @@
 //! somebody types `poweroff`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -14,13 +15,13 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::driver::{ConsoleError, Driver, LaunchError, ListError, LogError, RemoveError, StopError};
+use crate::driver::{ConsoleError, Driver, LaunchError, ListError, LogError, RemoveError, SettleError, StopError};
 use crate::folder::{ExitRecord, Folder, now_ms, read_record, write_record};
 use crate::log::{self, LogChunk, LogPosition, LogSpan, LogWriter};
 use crate::observed::{Accelerator, Confinement, ExitReason, ObservedVm, Running, VmState};
 use crate::order::{Standing, standing};
 use crate::root::Root;
-use crate::spec::LaunchSpec;
+use crate::spec::{LAZY_SOCKET, LaunchSpec};
 
 const SCRIPT_FILE: &str = "script.json";
 const RUN_FILE: &str = "fake.json";
@@ -62,6 +63,9 @@ struct RunRecord {
     run: u64,
     since_ms: u64,
     stop: Option<StopRecord>,
+    /// Whether its base is read from a server.
+    #[serde(default)]
+    lazy: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -141,6 +145,7 @@ impl Shared {
             pid: 0,
             since_ms: record.since_ms,
             stopping: record.stop.is_some(),
+            lazy: record.lazy,
             accelerator: Accelerator::Fake,
             confinement: Confinement {
                 privileges: None,
@@ -214,6 +219,13 @@ fn run_record(folder: &Folder) -> io::Result<Option<RunRecord>> {
     read_record(&folder.path().join(RUN_FILE))
 }
 
+/// Connects to the server of a base, as a hypervisor does.
+fn reach(server: &Path) -> io::Result<()> {
+    let dir = File::open(server)?;
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&dir);
+    UnixStream::connect(format!("/proc/self/fd/{fd}/{LAZY_SOCKET}")).map(drop)
+}
+
 fn is_running(seen: &ObservedVm) -> bool {
     matches!(seen.state, VmState::Running(_))
 }
@@ -249,7 +261,12 @@ impl Driver for FakeDriver {
             shared.write_exit(&mut consoles, &folder, spec, reason).map_err(context("write exit.json"))?;
             return Err(LaunchError::Hypervisor { detail });
         }
-        let record = RunRecord { epoch: spec.epoch, run: spec.run, since_ms: now_ms(), stop: None };
+        let lazy = spec.boot.base().and_then(|base| base.lazy.as_ref());
+        if let Some(lazy) = lazy {
+            reach(&lazy.server).map_err(context("reach the server of the base"))?;
+        }
+        let (since_ms, lazy) = (now_ms(), lazy.is_some());
+        let record = RunRecord { epoch: spec.epoch, run: spec.run, since_ms, stop: None, lazy };
         write_record(&folder.path().join(RUN_FILE), &record).map_err(context("write the record of the run"))?;
         let hello = format!("fake guest {}, epoch {}, run {}\r\n", spec.name, spec.epoch, spec.run);
         let hello = format!("{hello}blixard-guest: ready\r\n");
@@ -276,6 +293,22 @@ impl Driver for FakeDriver {
             write_record(&folder.path().join(RUN_FILE), &record)
         };
         order().map_err(|source| StopError::Guard { doing: format!("stop vm {vm}"), source })
+    }
+
+    fn settle(&self, vm: &str) -> Result<(), SettleError> {
+        let shared = &self.shared;
+        let unknown = || SettleError::Unknown { vm: vm.to_owned() };
+        let mut consoles = shared.lock();
+        let (folder, seen) = shared.folder(vm).zip(shared.observe(&mut consoles, vm)).ok_or_else(unknown)?;
+        let base = folder.spec().ok().flatten().and_then(|spec| spec.boot.base().map(|base| base.path.clone()));
+        let settle = || -> io::Result<()> {
+            let record = run_record(&folder)?.filter(|record| record.lazy && is_running(&seen));
+            let (Some(mut record), Some(base)) = (record, base) else { return Ok(()) };
+            drop(File::open(base)?);
+            record.lazy = false;
+            write_record(&folder.path().join(RUN_FILE), &record)
+        };
+        settle().map_err(|source| SettleError::Guard { doing: format!("settle vm {vm}"), source })
     }
 
     fn kill(&self, vm: &str) -> Result<(), StopError> {

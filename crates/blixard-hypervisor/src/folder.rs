@@ -51,6 +51,19 @@ pub(crate) enum Handing {
     ReadWrite,
     /// It opens the descriptor anew, so its user must be allowed to read the file.
     Reopen,
+    /// A folder that it only enters, to connect to a socket there.
+    Folder,
+}
+
+/// How a guest is changed over from a server to the file of its base.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Settling {
+    /// The file.
+    pub(crate) base: PathBuf,
+    /// What the monitor is told, one after the other; the first command comes with the descriptor of the file.
+    pub(crate) steps: Vec<serde_json::Value>,
+    /// What undoes the steps, so that they can be taken again after one has failed.
+    pub(crate) undo: Vec<serde_json::Value>,
 }
 
 /// What a guard is to run; written by the driver, read once by the guard.
@@ -66,6 +79,9 @@ pub(crate) struct Plan {
     pub(crate) accelerator: Accelerator,
     /// The group that the guard enters before it starts the hypervisor, or why there is none.
     pub(crate) group: Result<PathBuf, String>,
+    /// For a guest that is launched over a server.
+    #[serde(default)]
+    pub(crate) settling: Option<Settling>,
     /// The lowest port of this host that is published.
     #[serde(default)]
     pub(crate) lowest_port: Option<u16>,
@@ -82,6 +98,12 @@ pub(crate) struct GuardRecord {
     /// Whether the hypervisor has answered; before that the launch is under way.
     pub(crate) ready: bool,
     pub(crate) stopping: bool,
+    /// Whether the guest reads its base from a server.
+    #[serde(default)]
+    pub(crate) lazy: bool,
+    /// Why the last attempt to change it over to the file has failed.
+    #[serde(default)]
+    pub(crate) unsettled: Option<String>,
     pub(crate) accelerator: Accelerator,
     /// Why the hypervisor has no user of its own, when it has none.
     #[serde(default)]

@@ -6,7 +6,7 @@
 //! only rise. It never starts a vm by itself: a run that has ended stays ended until somebody launches the next.
 //!
 //! The node's agent feeds it: [`Driver::launch`], [`stop`](Driver::stop), [`kill`](Driver::kill) and
-//! [`remove`](Driver::remove) act, [`list`](Driver::list) looks, and [`wait_change`](Driver::wait_change) says when to
+//! [`remove`](Driver::remove) act, [`settle`](Driver::settle) lets a guest read its image from the file that has come meanwhile, [`list`](Driver::list) looks, and [`wait_change`](Driver::wait_change) says when to
 //! look again. There is nothing to stop: dropping a driver leaves its vms running, and the next driver on the same root
 //! folder finds them.
 //!
@@ -15,7 +15,7 @@
 //! ```text
 //! node ──launch──> guard ──owns──> qemu          the guard has a session of its own and outlives the node
 //!   │                │  └─ monitor (QMP) and serial console: socket pairs that nobody else can reach
-//!   ├─ control.sock ─┤     one JSON order per line: stop, kill
+//!   ├─ control.sock ─┤     one JSON order per line: stop, kill, settle
 //!   └─ console.sock ─┘     raw bytes, several viewers
 //! ```
 //!
@@ -79,14 +79,14 @@ mod seed;
 mod spec;
 
 pub use disk::{DiskFacts, InspectError, KernelFormat, inspect_disk, inspect_kernel};
-pub use driver::{ConsoleError, Driver, LaunchError, ListError, LogError, RemoveError, StopError};
+pub use driver::{ConsoleError, Driver, LaunchError, ListError, LogError, RemoveError, SettleError, StopError};
 pub use fake::{FakeDriver, FakeScript};
 pub use host::{HostFacts, probe};
 pub use log::{LOG_FILE_BYTES_MAX, LogChunk, LogPosition, LogSpan};
 pub use observed::{Accelerator, Confinement, ExitReason, Limits, ObservedVm, Privileges, Running, VmState};
 pub use qemu::{AcceleratorChoice, QemuDriver, QemuOptions};
 pub use spec::{
-    BaseDisk, Boot, CMDLINE_BYTES_MAX, DISK_BYTES_MAX, DiskFormat, LaunchSpec, MEMORY_MIB_MIN, PORTS_MAX, PortForward,
-    Protocol, SEED_FILES_BYTES_MAX, SSH_KEYS_BYTES_MAX, Seed, SeedFile, SpecError, USER_DATA_BYTES_MAX, VCPUS_MAX,
-    VM_ID_CHARS_MAX, is_vm_id,
+    BaseDisk, Boot, CMDLINE_BYTES_MAX, DISK_BYTES_MAX, DiskFormat, LAZY_SOCKET, LaunchSpec, LazyBase, MEMORY_MIB_MIN,
+    PORTS_MAX, PortForward, Protocol, SEED_FILES_BYTES_MAX, SSH_KEYS_BYTES_MAX, Seed, SeedFile, SpecError,
+    USER_DATA_BYTES_MAX, VCPUS_MAX, VM_ID_CHARS_MAX, is_vm_id,
 };

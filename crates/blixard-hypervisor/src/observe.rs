@@ -72,6 +72,7 @@ fn running(record: &GuardRecord) -> Running {
         pid: record.hypervisor.pid,
         since_ms: record.since_ms,
         stopping: record.stopping,
+        lazy: record.lazy,
         accelerator: record.accelerator,
         confinement: confinement::observe(record),
     }

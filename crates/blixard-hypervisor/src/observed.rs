@@ -56,6 +56,9 @@ pub struct Running {
     pub since_ms: u64,
     /// Whether a stop was ordered and the guest has not ended yet.
     pub stopping: bool,
+    /// Whether the guest reads its base from the server of a [`LazyBase`](crate::LazyBase).
+    #[serde(default)]
+    pub lazy: bool,
     /// What executes the guest's instructions.
     pub accelerator: Accelerator,
     /// What holds the hypervisor back.

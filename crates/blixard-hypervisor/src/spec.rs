@@ -80,7 +80,27 @@ pub struct BaseDisk {
     pub path: PathBuf,
     /// How the image is laid out. It is never guessed: a guest may write any header into a raw disk.
     pub format: DiskFormat,
+    /// Where the image is read from while `path` does not hold all of it; absent when it does.
+    #[serde(default)]
+    pub lazy: Option<LazyBase>,
 }
+
+/// An image that is still on its way to this host: the guest reads it from a server until
+/// [`settle`](crate::Driver::settle).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LazyBase {
+    /// Absolute path of a folder with a socket named [`LAZY_SOCKET`], on which an NBD server gives out the content of the image's
+    /// file. The user that the guest runs as owns nothing, so others must be allowed to enter the folder and to write to the socket;
+    /// what keeps the rest of the host out is the folder above.
+    pub server: PathBuf,
+    /// Size of the disk in the image in bytes, which the file cannot tell yet.
+    pub virtual_bytes: u64,
+    /// How long a read waits for a server that is gone, in seconds, until the guest sees an error.
+    pub patience_s: u32,
+}
+
+/// The socket in the folder of a [`LazyBase`].
+pub const LAZY_SOCKET: &str = "disk.sock";
 
 /// Layout of a disk image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -245,6 +265,7 @@ impl Boot {
             ensure(!cmdline.chars().any(char::is_control), "cmdline", || "must not have control characters".into())?;
         }
         paths.extend(self.base().map(|base| &base.path));
+        paths.extend(self.base().and_then(|base| base.lazy.as_ref()).map(|lazy| &lazy.server));
         for path in paths {
             // The hypervisor runs in the vm's folder, so a relative path would mean another file there.
             ensure(path.is_absolute(), "boot", || format!("{} is not an absolute path", path.display()))?;
@@ -341,7 +362,11 @@ pub(crate) mod tests {
         refused("disk_bytes", |spec| spec.disk_bytes = Some(0));
         refused("mac", |spec| spec.mac[0] = 1);
         refused("boot", |spec| {
-            spec.boot = Boot::Disk(BaseDisk { path: "relative.img".into(), format: DiskFormat::Raw });
+            spec.boot = Boot::Disk(BaseDisk { path: "relative.img".into(), format: DiskFormat::Raw, lazy: None });
+        });
+        refused("boot", |spec| {
+            let lazy = Some(LazyBase { server: "relative".into(), virtual_bytes: 1, patience_s: 1 });
+            spec.boot = Boot::Disk(BaseDisk { path: "/image".into(), format: DiskFormat::Raw, lazy });
         });
         refused("cmdline", |spec| {
             let Boot::Kernel { cmdline, .. } = &mut spec.boot else { return };

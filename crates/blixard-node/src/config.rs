@@ -89,6 +89,20 @@ impl Default for TransfersConfig {
     }
 }
 
+/// How vms boot whose image is still on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LazyConfig {
+    /// How long a guest's read waits for bytes that have to come first, in seconds; then the guest sees an error of its disk.
+    pub patience_s: u32,
+}
+
+impl Default for LazyConfig {
+    fn default() -> Self {
+        Self { patience_s: 120 }
+    }
+}
+
 /// Where the spans of traces go.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -128,6 +142,9 @@ pub struct NodeConfig {
     /// How images come to the node.
     #[serde(default)]
     pub transfers: TransfersConfig,
+    /// How vms boot whose image is still on its way.
+    #[serde(default)]
+    pub lazy: LazyConfig,
     /// Where the spans of traces go.
     #[serde(default)]
     pub tracing: TracingConfig,
@@ -196,6 +213,9 @@ const SETTINGS: &[(&str, Kind, &str)] = &[
     ("cluster.copies", Kind::Number, "2"),
     // More at once would only all be slow.
     ("transfers.running_max", Kind::Number, "3"),
+    // Longer than it takes to find another source or to restart a node, and about as long as Linux waits until it complains of
+    // a task that hangs.
+    ("lazy.patience_s", Kind::Number, "120"),
     ("tracing.otlp_endpoint", Kind::Text, ""),
 ];
 
@@ -368,6 +388,9 @@ impl NodeConfig {
         if self.transfers.running_max == 0 {
             bail!("transfers.running_max must be at least 1, or no image would ever come");
         }
+        if self.lazy.patience_s == 0 {
+            bail!("lazy.patience_s must be at least 1, or no guest could boot before its image is here");
+        }
         if raft.snapshot_entries == 0 {
             bail!("raft.snapshot_entries must be at least 1");
         }
@@ -416,6 +439,7 @@ mod tests {
         assert_eq!(config.raft, RaftConfig::default());
         assert_eq!(config.cluster, Settings::default());
         assert_eq!(config.transfers, TransfersConfig::default());
+        assert_eq!(config.lazy, LazyConfig::default());
     }
 
     #[test]
@@ -430,6 +454,7 @@ mod tests {
         assert!(error("hypervisor", "xen").contains("xen"));
         assert!(error("raft.election_min_ms", "99").contains("heartbeat"));
         assert!(error("transfers.running_max", "0").contains("at least 1"));
+        assert!(error("lazy.patience_s", "0").contains("at least 1"));
         assert!(error("id", "0").contains("at least 1"));
     }
 }

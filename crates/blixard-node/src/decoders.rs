@@ -89,6 +89,26 @@ pub fn raft_stream(bytes: &[u8]) -> Result<Vec<u8>, String> {
     block_on(crate::raft::reread_requests(bytes)).map_err(|error| error.to_string())
 }
 
+/// What a hypervisor, which a guest may have taken over, says to the server of its disk.
+pub fn disk_client(bytes: &[u8]) -> Result<Vec<u8>, String> {
+    let (mut client, mut server) = tokio::io::duplex(bytes.len().max(1));
+    let exchange = async {
+        client.write_all(bytes).await?;
+        let (mut hears, mut says) = tokio::io::split(client);
+        says.shutdown().await?;
+        // The answers are read, or the server would wait for a client that does not.
+        let drained = async { tokio::io::copy(&mut hears, &mut tokio::io::sink()).await.map(drop) };
+        let heard = async {
+            let heard = crate::lazy::hear_out(&mut server).await;
+            drop(server);
+            heard
+        };
+        let (heard, _) = tokio::join!(heard, drained);
+        heard
+    };
+    block_on(exchange).map(|()| vec![]).map_err(|error| error.to_string())
+}
+
 /// A key in a document, as another member stored it.
 pub fn document_key(bytes: &[u8]) -> Result<Vec<u8>, String> {
     let key = crate::documents::read_stored_key(bytes).ok_or("it is no key")?;

@@ -34,6 +34,8 @@ mod documents;
 mod http;
 #[cfg(not(feature = "simulation"))]
 mod images;
+#[cfg(not(feature = "simulation"))]
+mod lazy;
 mod leader;
 mod metrics;
 #[cfg(not(feature = "simulation"))]

@@ -17,7 +17,7 @@ use blixard_core::{Capacity, ClusterId, Node as NodeRecord, NodeId, Resources, U
 use blixard_hypervisor::{Driver, FakeDriver, QemuDriver, QemuOptions};
 use tokio::sync::watch;
 
-use crate::agent::Agent;
+use crate::agent::{Agent, Hands};
 use crate::api::join::{self, JoinRefusal};
 use crate::api::server::{Served, Server};
 use crate::config::{HypervisorKind, NodeConfig};
@@ -25,6 +25,7 @@ use crate::damage::Damage;
 use crate::documents::Documents;
 use crate::http::Stage;
 use crate::images::{Direction, Images};
+use crate::lazy::LazyDisks;
 use crate::metrics::Metrics;
 use crate::raft::Raft;
 use crate::shares::Shares;
@@ -50,6 +51,8 @@ const HOST_MEMORY_MIB: u64 = 512;
 /// The file with the disk space measured at the first start.
 const CAPACITY_FILE: &str = "capacity.json";
 /// The file with what people have set of transfers.
+/// The disks that are served to hypervisors while their images come.
+const LAZY_DIR: &str = "lazy";
 const TRANSFERS_FILE: &str = "transfers.json";
 /// The file with what this node shares.
 const SHARES_FILE: &str = "shares.json";
@@ -154,8 +157,10 @@ impl Node {
             Transfers::open(&transfers_file, config.transfers.running_max, images.clone(), metrics.clone())?;
         let shares = Shares::open(&data.join(SHARES_FILE), images.clone(), metrics.clone()).await?;
         let driver = driver(&config, &data)?;
-        let agent =
-            Agent::new(config.id, raft.clone(), images.clone(), transfers.clone(), driver.clone(), metrics.clone());
+        let patience = Duration::from_secs(config.lazy.patience_s.into());
+        let disks = LazyDisks::open(&data.join(LAZY_DIR), images.clone(), patience)?;
+        let hands = Hands { images: images.clone(), transfers: transfers.clone(), disks, driver: driver.clone() };
+        let agent = Agent::new(config.id, raft.clone(), hands, metrics.clone());
         let served = Served {
             me: config.id,
             raft: raft.clone(),

@@ -14,7 +14,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("documents", &["transport", "images"]),
     ("transfers", &["transport", "images"]),
     ("shares", &["transport", "images"]),
-    ("agent", &["raft", "images", "transfers"]),
+    ("lazy", &["images"]),
+    ("agent", &["raft", "images", "transfers", "lazy"]),
     ("leader", &["raft"]),
     ("api", &["raft", "images", "documents", "transfers", "shares", "agent", "transport"]),
     ("http", &["api", "raft", "transport"]),
@@ -31,7 +32,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     // A user's own keys and tickets, for clients as much as for nodes.
     ("user", &["transport"]),
     // The decoders of outside bytes, for tests.
-    ("decoders", &["api", "documents", "raft", "shares", "transport", "config"]),
+    ("decoders", &["api", "documents", "lazy", "raft", "shares", "transport", "config"]),
 ];
 /// Used by every room.
 const FOR_ALL: &[&str] = &["backoff", "config", "clock", "metrics", "runtime", "damage", "trace"];

@@ -44,7 +44,11 @@ pub(super) fn reconcile(me: NodeId, state: &State, local: &LocalView, now: UnixM
             }
             (Some((vm, at)), found) if !vm.desired.deleting && found.is_none_or(|found| belongs(found, at)) => {
                 let image = local.images.get(&vm.spec.image);
-                let mut desk = Desk { me, vm, at, image, now, plan, needs: &mut needs };
+                let manifest = state.images.get(&vm.spec.image).map(|image| &image.manifest);
+                let is_bootable = local.bootable.contains(&vm.spec.image)
+                    && manifest.is_some_and(|manifest| vm.spec.is_lazy(manifest));
+                let reads_lazily = local.lazy.contains(&id);
+                let mut desk = Desk { me, vm, at, image, is_bootable, reads_lazily, now, plan, needs: &mut needs };
                 match vm.desired.power {
                     Power::On => desk.on(found),
                     Power::Off => desk.off(found),
@@ -82,6 +86,10 @@ struct Desk<'a> {
     vm: &'a Vm,
     at: Placement,
     image: Option<&'a LocalImage>,
+    /// Whether enough of the image is here for this vm, though not all.
+    is_bootable: bool,
+    /// Whether its guest reads the image as it comes.
+    reads_lazily: bool,
     now: UnixMs,
     plan: &'a mut Plan,
     needs: &'a mut Needs,
@@ -167,16 +175,34 @@ impl Desk<'_> {
         let run = self.vm.desired.run;
         self.needs.insert(self.vm.spec.image, true);
         match self.image {
-            Some(LocalImage::Complete) => {
+            _ if self.is_ready() => {
                 self.plan.push(Action::Launch { vm: self.vm.id, epoch: self.at.epoch, run, restarts });
             }
             Some(LocalImage::Fetching { failure: Some(reason), .. }) => {
                 let reason = cut(&format!("image {} could not be fetched: {reason}", self.vm.spec.image_name));
                 self.report(run, restarts, Phase::Failed { reason, retrying: true }, None);
             }
-            Some(LocalImage::Fetching { failure: None, .. } | LocalImage::Importing) | None => {
-                self.report(run, restarts, Phase::Preparing, None);
-            }
+            _ => self.report(run, restarts, Phase::Preparing, None),
+        }
+    }
+
+    /// Whether there is enough of the image to start from.
+    fn is_ready(&self) -> bool {
+        match self.image {
+            Some(LocalImage::Complete) => true,
+            Some(LocalImage::Fetching { .. }) => self.is_bootable,
+            Some(LocalImage::Importing) | None => false,
+        }
+    }
+
+    /// A guest that reads its image as it comes needs the rest more than anybody, and nobody but the file once that is whole.
+    fn look_after_lazy(&mut self) {
+        if !self.reads_lazily {
+            return;
+        }
+        self.needs.insert(self.vm.spec.image, true);
+        if self.image == Some(&LocalImage::Complete) {
+            self.plan.push(Action::Settle { vm: self.vm.id });
         }
     }
 
@@ -206,12 +232,15 @@ impl Desk<'_> {
     fn report_busy(&mut self, found: &LocalVm, what: Order) {
         let phase = match what {
             Order::Prepare | Order::Launch => Phase::Preparing,
+            // The guest runs meanwhile as if nothing were done.
+            Order::Settle => return,
             Order::Stop | Order::Kill | Order::Remove => Phase::Stopping,
         };
         self.report(found.run, found.restarts, phase, None);
     }
 
     fn report_running(&mut self, found: &LocalVm, stopping: bool, since: UnixMs) {
+        self.look_after_lazy();
         let phase = if stopping { Phase::Stopping } else { Phase::Running };
         self.report(found.run, found.restarts, phase, Some(since));
     }

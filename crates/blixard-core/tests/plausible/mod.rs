@@ -80,6 +80,7 @@ pub(crate) fn spec(image_index: u8) -> VmSpec {
         node: None,
         restart: RestartPolicy::default(),
         config_files: Vec::new(),
+        lazy: None,
     }
 }
 

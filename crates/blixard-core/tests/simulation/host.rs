@@ -150,6 +150,7 @@ impl Host {
         guest.order = None;
         guest.before = None;
         match what {
+            Order::Settle => unreachable!("no vm here is lazy"),
             Order::Launch if fails => {
                 guest.local.state = LocalVmState::LaunchFailed { reason: "no luck".into(), at: UnixMs(now) };
             }
@@ -195,7 +196,7 @@ impl Host {
             None => LocalVm { for_ms: now - guest.since(), ..guest.local.clone() },
         };
         let vms = self.guests.iter().map(|(id, guest)| (*id, seen(guest))).collect();
-        LocalView { vms, images: self.images.clone() }
+        LocalView { vms, images: self.images.clone(), ..LocalView::default() }
     }
 
     /// Reconciles, carries the orders out, and returns the proposals.
@@ -276,6 +277,7 @@ impl Host {
                 guest.before = Some(Box::new(guest.clone()));
                 guest.order = Some((Order::Remove, done_at));
             }
+            Action::Settle { .. } => unreachable!("no vm here is lazy"),
             Action::Propose(_) => unreachable!("handled before"),
         }
     }

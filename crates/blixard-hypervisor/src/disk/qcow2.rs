@@ -301,7 +301,7 @@ mod tests {
     fn a_backing_file_is_refused_by_name() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk.qcow2");
-        let base = BaseDisk { path: "/etc/passwd".into(), format: DiskFormat::Raw };
+        let base = BaseDisk { path: "/etc/passwd".into(), format: DiskFormat::Raw, lazy: None };
         overlay::create(&path, 4096, Some(&base)).unwrap();
         let image = std::fs::read(path).unwrap();
         assert!(reason(&image).contains("/etc/passwd"));

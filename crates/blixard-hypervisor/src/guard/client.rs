@@ -21,6 +21,11 @@ pub(crate) fn order_kill(folder: &Folder) -> io::Result<()> {
     send(folder, Order::Kill)
 }
 
+/// Orders that a guest is changed over to the file of its base; returns when the guard has begun.
+pub(crate) fn order_settle(folder: &Folder) -> io::Result<()> {
+    send(folder, Order::Settle)
+}
+
 fn send(folder: &Folder, order: Order) -> io::Result<()> {
     let mut stream = folder.connect(CONTROL_SOCKET)?;
     stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;

@@ -17,6 +17,7 @@ const ORDER_BYTES_MAX: usize = 4096;
 pub(super) enum Order {
     Stop { timeout_ms: u64 },
     Kill,
+    Settle,
 }
 
 /// What a guard says to an order.

@@ -4,8 +4,9 @@
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
+use nix::fcntl::OFlag;
 use rustix::io::fcntl_dupfd_cloexec;
 
 use crate::folder::{FIRST_FILE_FD, HandedFile, Handing};
@@ -19,8 +20,13 @@ pub(super) fn open(files: &[HandedFile], rights: &Rights) -> Result<Vec<OwnedFd>
 
 fn open_one(number: i32, file: &HandedFile, rights: &Rights) -> Result<OwnedFd, String> {
     let context = |error: io::Error| format!("open {}: {error}", file.path.display());
-    let opened =
-        OpenOptions::new().read(true).write(file.handing == Handing::ReadWrite).open(&file.path).map_err(context)?;
+    let mut how = OpenOptions::new();
+    how.read(true).write(file.handing == Handing::ReadWrite);
+    if file.handing == Handing::Folder {
+        // Enough to go through it, and too little to list it.
+        how.custom_flags((OFlag::O_PATH | OFlag::O_DIRECTORY).bits());
+    }
+    let opened = how.open(&file.path).map_err(context)?;
     if let (Handing::Reopen, Some(account)) = (file.handing, &rights.account)
         && opened.metadata().map_err(context)?.mode() & 0o004 == 0
     {

@@ -21,6 +21,7 @@ mod files;
 mod monitor;
 mod orders;
 mod rights;
+mod settle;
 mod supervise;
 
 use std::ffi::OsString;
@@ -35,7 +36,7 @@ use nix::fcntl::Flock;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
-pub(crate) use client::{order_kill, order_stop};
+pub(crate) use client::{order_kill, order_settle, order_stop};
 
 use crate::folder::{ExitRecord, Folder, Plan, now_ms};
 use crate::host::kvm;
@@ -44,10 +45,18 @@ use crate::process::Rights;
 
 /// Time in which a hypervisor must answer on its monitor. It takes 50 ms on an idle host; this is for a drowned one.
 pub(crate) const LAUNCH_TIMEOUT: Duration = Duration::from_secs(20);
+/// What a hypervisor gets on top when it reads its image from a server: it looks into the image before it answers, and that part
+/// of it may have to come from afar first.
+pub(crate) const LAZY_LAUNCH_TIMEOUT: Duration = Duration::from_secs(60);
 /// Sockets of published ports and of the connections through them, disks, and a reserve.
 const OPEN_FILES_MAX: u64 = 4096;
 /// First argument for the other thing that this entry point does: trying whether /dev/kvm runs a guest.
 pub(crate) const PROBE_ARGUMENT: &str = "--probe-kvm";
+
+/// Time in which the hypervisor of a plan must answer.
+pub(crate) fn launch_timeout(is_lazy: bool) -> Duration {
+    if is_lazy { LAUNCH_TIMEOUT.saturating_add(LAZY_LAUNCH_TIMEOUT) } else { LAUNCH_TIMEOUT }
+}
 
 /// The one line that a guard writes to its standard output.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

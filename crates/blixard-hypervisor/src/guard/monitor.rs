@@ -1,9 +1,11 @@
 //! The little of QEMU's machine protocol (QMP) that a guard speaks.
 
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::fs::File;
+use std::io::{self, IoSlice, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use serde_json::{Value, json};
 
 /// The longest message that is read; what we ask for is answered in a few hundred bytes.
@@ -13,6 +15,9 @@ const RECEIVE_BYTES: usize = 4096;
 /// Commands that wait for a hypervisor that does not read; each is some 40 bytes, and a stop repeats them for ever.
 const OUTBOX_BYTES_MAX: usize = 4096;
 
+/// By which the answer to a command is told from others.
+const ASKED: &str = "asked";
+
 /// What the hypervisor said that a guard cares about.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum News {
@@ -20,6 +25,8 @@ pub(super) enum News {
     Ready,
     /// It will end, and why in its own words, such as `guest-shutdown`.
     Shutdown(String),
+    /// How the command went that was sent with [`Monitor::execute_asking`] or [`Monitor::execute_with`].
+    Answered(Result<(), String>),
     /// It closed the monitor: it is ending.
     Closed,
 }
@@ -52,6 +59,33 @@ impl Monitor {
         if self.is_ready {
             self.send(&json!({ "execute": command }));
         }
+    }
+
+    /// Sends a command as it is; nobody waits for its answer.
+    pub(super) fn execute_plain(&mut self, command: &Value) {
+        if self.is_ready {
+            self.send(command);
+        }
+    }
+
+    /// Sends a command whose answer is news. One at a time.
+    pub(super) fn execute_asking(&mut self, command: &Value) {
+        self.execute_plain(&asking(command));
+    }
+
+    /// Sends a command whose answer is news, and a file with it.
+    pub(super) fn execute_with(&mut self, command: &Value, file: &File) -> io::Result<()> {
+        self.flush();
+        if !self.is_ready || self.is_closed || self.wants_write() {
+            return Err(io::Error::new(io::ErrorKind::WouldBlock, "the hypervisor does not listen now"));
+        }
+        let line = format!("{}\n", asking(command));
+        let files = [file.as_raw_fd()];
+        let with = [ControlMessage::ScmRights(&files)];
+        let parts = [IoSlice::new(line.as_bytes())];
+        let sent = sendmsg::<()>(self.stream.as_raw_fd(), &parts, &with, MsgFlags::MSG_NOSIGNAL, None)?;
+        self.outbox.extend_from_slice(&line.as_bytes()[sent..]);
+        Ok(())
     }
 
     fn send(&mut self, message: &Value) {
@@ -121,12 +155,25 @@ impl Monitor {
             // Once: what follows from it writes a record to the disk.
             return (!std::mem::replace(&mut self.is_ready, true)).then_some(News::Ready);
         }
+        if message.get("id").and_then(Value::as_str) == Some(ASKED) {
+            let refusal = message.get("error");
+            let detail =
+                refusal.map(|error| error.get("desc").and_then(Value::as_str).unwrap_or("it said no").to_owned());
+            return Some(News::Answered(detail.map_or(Ok(()), Err)));
+        }
         if message.get("event").and_then(Value::as_str) == Some("SHUTDOWN") {
             let reason = message.pointer("/data/reason").and_then(Value::as_str).unwrap_or("unknown");
             return Some(News::Shutdown(reason.to_owned()));
         }
         None
     }
+}
+
+/// A command with the mark by which its answer is known.
+fn asking(command: &Value) -> Value {
+    let mut command = command.clone();
+    command["id"] = json!(ASKED);
+    command
 }
 
 impl AsFd for Monitor {

@@ -14,7 +14,8 @@ use super::console::Console;
 use super::control::{Answer, Control, Order};
 use super::monitor::{Monitor, News};
 use super::orders::{Deed, Orders};
-use super::{Confines, LAUNCH_TIMEOUT, Report, files, send_report};
+use super::settle::Settler;
+use super::{Confines, Report, files, launch_timeout, send_report};
 use crate::folder::{CONSOLE_SOCKET, CONTROL_SOCKET, Folder, GuardRecord, Plan, now_ms};
 use crate::identity::{ProcessHandle, ProcessIdentity};
 use crate::log::LogWriter;
@@ -56,6 +57,9 @@ struct Supervisor<'a> {
     stderr: Option<ChildStderr>,
     last_words: Vec<u8>,
     orders: Orders,
+    settler: Settler,
+    /// How long the hypervisor has for its first answer.
+    launch_timeout: Duration,
     shutdown: Option<String>,
     signals: SignalFd,
     has_ended: bool,
@@ -136,6 +140,8 @@ impl<'a> Supervisor<'a> {
             since_ms: now_ms(),
             ready: false,
             stopping: false,
+            lazy: plan.settling.is_some(),
+            unsettled: None,
             accelerator: plan.accelerator,
             shared_user: confines.shared_user,
             unlimited: confines.group.as_ref().err().cloned(),
@@ -153,10 +159,12 @@ impl<'a> Supervisor<'a> {
             stderr,
             last_words: vec![],
             orders: Orders::default(),
+            settler: Settler::new(plan.settling.clone()),
+            launch_timeout: launch_timeout(plan.settling.is_some()),
             shutdown: None,
             signals,
             has_ended: false,
-            launch_deadline: Instant::now() + LAUNCH_TIMEOUT,
+            launch_deadline: Instant::now() + launch_timeout(plan.settling.is_some()),
         })
     }
 
@@ -251,11 +259,20 @@ impl<'a> Supervisor<'a> {
     }
 
     fn take_orders(&mut self, index: usize) {
-        let Supervisor { control, orders, record, folder, .. } = self;
+        let Supervisor { control, orders, record, folder, settler, monitor, .. } = self;
         control.serve(index, |order| {
             match order {
                 Order::Stop { timeout_ms } => take_stop(orders, record, folder, Duration::from_millis(timeout_ms)),
                 Order::Kill => orders.kill(),
+                Order::Settle => {
+                    // Cleared before the answer: whoever ordered it then reads of this attempt only.
+                    if record.unsettled.take().is_some() || !record.lazy {
+                        let _ = folder.write_guard(record);
+                    }
+                    if let Err(detail) = settler.begin(monitor) {
+                        return Answer::Refused(detail);
+                    }
+                }
             }
             Answer::Accepted
         });
@@ -269,10 +286,22 @@ impl<'a> Supervisor<'a> {
             match news {
                 News::Ready => self.become_ready(),
                 News::Shutdown(reason) => self.shutdown = Some(reason),
+                News::Answered(answer) => self.settle_on(answer),
                 News::Closed => {}
             }
         }
         true
+    }
+
+    /// Goes on with changing the guest over to the file of its base, and writes down how that ended.
+    fn settle_on(&mut self, answer: Result<(), String>) {
+        match self.settler.answered(answer, &mut self.monitor) {
+            None => return,
+            Some(Ok(())) => self.record.lazy = false,
+            Some(Err(detail)) => self.record.unsettled = Some(detail),
+        }
+        // A record that cannot be written is out of date: the order is then given again, and does nothing.
+        let _ = self.folder.write_guard(&self.record);
     }
 
     fn become_ready(&mut self) {
@@ -321,11 +350,11 @@ impl<'a> Supervisor<'a> {
             }
         }
         if !self.record.ready && now >= self.launch_deadline {
-            let waited = LAUNCH_TIMEOUT.as_secs();
+            let waited = self.launch_timeout.as_secs();
             self.last_words = format!("the hypervisor did not answer within {waited} s").into_bytes();
             let _ = self.hypervisor.kill();
             // It ends now; do not come back here every turn until it has.
-            self.launch_deadline = now + LAUNCH_TIMEOUT;
+            self.launch_deadline = now + self.launch_timeout;
         }
     }
 

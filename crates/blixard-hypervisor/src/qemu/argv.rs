@@ -8,9 +8,14 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::folder::{DISK_FILE, FIRST_FILE_FD, HandedFile, Handing, SEED_FILE};
+use crate::folder::{DISK_FILE, FIRST_FILE_FD, HandedFile, Handing, SEED_FILE, Settling};
 use crate::observed::Accelerator;
-use crate::spec::{BaseDisk, Boot, LaunchSpec, Protocol};
+use crate::spec::{BaseDisk, Boot, LAZY_SOCKET, LaunchSpec, LazyBase, Protocol};
+
+/// The descriptor set of a base that is changed over to: the number of no descriptor that a guard hands over.
+const SETTLED_SET: u32 = 1000;
+/// How long QEMU tries to reach the server of a base when it starts, in seconds: the server was there a moment ago.
+const OPEN_TIMEOUT_S: u32 = 10;
 
 /// What the command line depends on besides the spec.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +47,8 @@ impl Machine {
 pub(super) struct CommandLine {
     pub(super) argv: Vec<String>,
     pub(super) files: Vec<HandedFile>,
+    /// How a guest that reads its base from a server is changed over to the file.
+    pub(super) settling: Option<Settling>,
 }
 
 /// The files that QEMU is handed, in the order of their descriptors.
@@ -114,16 +121,25 @@ pub(super) fn command_line(spec: &LaunchSpec, host: Host) -> CommandLine {
     }
     // The order decides the names in the guest: the vm's own disk is vda, the seed comes behind it.
     let mut drives = vec![];
+    let lazy = spec.boot.base().and_then(|base| Some((base, base.lazy.as_ref()?)));
     if has_disk(spec) {
-        drives.push(("disk0", disk(&mut files, spec.boot.base())));
+        let overlay = match lazy {
+            Some(_) => lazy_overlay(&mut files),
+            None => disk(&mut files, spec.boot.base()),
+        };
+        drives.push(("disk0", overlay));
     }
+    let served = lazy.map(|(base, lazy)| served_base(&mut files, base, lazy));
     if spec.seed.is_some() {
         drives.push(("seed0", file_node(&mut files, "raw", Path::new(SEED_FILE), true)));
     }
     for (fd, file) in (FIRST_FILE_FD..).zip(&files.0) {
-        if file.handing != Handing::Reopen {
+        if matches!(file.handing, Handing::ReadOnly | Handing::ReadWrite) {
             option("add-fd", format!("fd={fd},set={fd}"));
         }
+    }
+    if let Some(served) = served {
+        option("blockdev", served.to_string());
     }
     for (node, mut description) in drives {
         description["node-name"] = json!(node);
@@ -138,7 +154,8 @@ pub(super) fn command_line(spec: &LaunchSpec, host: Host) -> CommandLine {
     option("device", format!("{},netdev=net0,mac={mac}{rom}", machine.device("net")));
     option("device", machine.device("rng"));
     argv.extend(["-no-reboot", "-nodefaults", "-no-user-config"].map(str::to_owned));
-    CommandLine { argv, files: files.0 }
+    let settling = lazy.map(|(base, _)| settling(base));
+    CommandLine { argv, files: files.0, settling }
 }
 
 /// Whether the vm has a disk of its own.
@@ -165,6 +182,54 @@ fn disk(files: &mut Files, base: Option<&BaseDisk>) -> Value {
         overlay["backing"] = node;
     }
     overlay
+}
+
+/// A base on a server, as a node of its own: within the overlay's description QEMU would mix it with the name in the overlay's
+/// header.
+fn served_base(files: &mut Files, base: &BaseDisk, lazy: &LazyBase) -> Value {
+    let folder = files.hand(&lazy.server, Handing::Folder);
+    let mut node = json!({ "driver": base.format.qemu_name(), "node-name": "served0", "read-only": true, "file": {
+        "driver": "nbd", "read-only": true, "export": "",
+        "server": { "type": "unix", "path": format!("/proc/self/fd/{folder}/{LAZY_SOCKET}") },
+        "reconnect-delay": lazy.patience_s, "open-timeout": OPEN_TIMEOUT_S,
+    } });
+    if node["driver"] == "qcow2" {
+        node["backing"] = Value::Null;
+    }
+    node
+}
+
+/// The overlay of a guest whose base is on a server; its nodes have names by which it is changed over to the file.
+fn lazy_overlay(files: &mut Files) -> Value {
+    let mut overlay = disk(files, None);
+    overlay["file"]["node-name"] = json!("overlay0");
+    overlay["backing"] = json!("served0");
+    overlay
+}
+
+/// What changes the overlay over from the server to the file, in this order: only the third command touches the guest, for
+/// some milliseconds.
+fn settling(base: &BaseDisk) -> Settling {
+    let command = |name: &str, arguments: Value| json!({ "execute": name, "arguments": arguments });
+    let file = json!({ "driver": "file", "read-only": true, "filename": format!("/dev/fdset/{SETTLED_SET}") });
+    let mut node =
+        json!({ "driver": base.format.qemu_name(), "node-name": "settled0", "read-only": true, "file": file });
+    if node["driver"] == "qcow2" {
+        node["backing"] = Value::Null;
+    }
+    let overlay = json!({ "driver": "qcow2", "node-name": "disk0", "read-only": false, "discard": "unmap",
+        "file": "overlay0", "backing": "settled0" });
+    let steps = vec![
+        command("add-fd", json!({ "fdset-id": SETTLED_SET })),
+        command("blockdev-add", node),
+        command("blockdev-reopen", json!({ "options": [overlay] })),
+        command("blockdev-del", json!({ "node-name": "served0" })),
+    ];
+    let undo = vec![
+        command("blockdev-del", json!({ "node-name": "settled0" })),
+        command("remove-fd", json!({ "fdset-id": SETTLED_SET })),
+    ];
+    Settling { base: base.path.clone(), steps, undo }
 }
 
 fn network(spec: &LaunchSpec) -> String {
@@ -234,6 +299,9 @@ mod tests {
         for (fd, file) in (FIRST_FILE_FD..).zip(line.files) {
             text += &format!("{fd} {:?} {}\n", file.handing, file.path.display());
         }
+        for step in line.settling.iter().flat_map(|settling| &settling.steps) {
+            text += &format!("{step}\n");
+        }
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/qemu/testdata").join(name);
         if std::env::var_os("BLIXARD_UPDATE_TESTDATA").is_some() {
             std::fs::write(&path, &text).unwrap();
@@ -263,7 +331,11 @@ mod tests {
         check("kernel-tcg.txt", &kernel, TCG);
         check("kernel-kvm.txt", &kernel, KVM);
         check("kernel-everything-tcg.txt", &everything(kernel), TCG);
-        let base = BaseDisk { path: "/images/a, b.qcow2".into(), format: DiskFormat::Qcow2 };
+        let base = BaseDisk { path: "/images/a, b.qcow2".into(), format: DiskFormat::Qcow2, lazy: None };
+        let lazy = LazyBase { server: "/run/lazy".into(), virtual_bytes: 1 << 30, patience_s: 120 };
+        let lazily = BaseDisk { lazy: Some(lazy), ..base.clone() };
+        let lazily = LaunchSpec { boot: Boot::Disk(lazily), ..sample() };
+        check("disk-lazy-tcg.txt", &lazily, TCG);
         let disk = LaunchSpec { boot: Boot::Disk(base), ..sample() };
         check("disk-tcg.txt", &disk, TCG);
         check("disk-everything-kvm.txt", &everything(disk), KVM);

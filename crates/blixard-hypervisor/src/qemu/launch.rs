@@ -11,7 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 use super::QemuDriver;
 use crate::driver::LaunchError;
 use crate::folder::{ExitRecord, Folder, now_ms};
-use crate::guard::{LAUNCH_TIMEOUT, Report};
+use crate::guard::{LAUNCH_TIMEOUT, Report, launch_timeout};
 use crate::identity::ProcessIdentity;
 use crate::observe::observe;
 use crate::observed::ExitReason;
@@ -19,8 +19,8 @@ use crate::order::{Standing, standing};
 use crate::process;
 use crate::spec::LaunchSpec;
 
-/// Time in which a guard must have reported: what it gives the hypervisor, and some for itself.
-const REPORT_TIMEOUT: Duration = LAUNCH_TIMEOUT.saturating_add(Duration::from_secs(10));
+/// Time that a guard has for itself before it reports, besides what it gives the hypervisor.
+const REPORT_MARGIN: Duration = Duration::from_secs(10);
 /// A report is one line with at most the last words of a hypervisor.
 const REPORT_BYTES_MAX: usize = 64 * 1024;
 /// Time in which the last run's hypervisor must be gone after its guard has died; the kernel does it at once.
@@ -46,7 +46,7 @@ impl QemuDriver {
         // The new spec comes first: from here on what is left of the last run belongs to no current run.
         folder.write_spec(spec).map_err(context("write spec.json"))?;
         folder.clear_run().map_err(context("clear the last run"))?;
-        let result = self.prepare(&folder, spec).and_then(|()| self.start_guard(&folder));
+        let result = self.prepare(&folder, spec).and_then(|()| self.start_guard(&folder, is_lazy(spec)));
         if let Err(error) = &result {
             self.record_failure(&folder, spec, error);
         }
@@ -69,12 +69,13 @@ impl QemuDriver {
         Ok(false)
     }
 
-    fn start_guard(&self, folder: &Folder) -> Result<(), LaunchError> {
+    fn start_guard(&self, folder: &Folder, is_lazy: bool) -> Result<(), LaunchError> {
         let failed = |doing: &str, error: io::Error| LaunchError::Hypervisor { detail: format!("{doing}: {error}") };
         let stderr = folder.create_guard_stderr().map_err(|error| failed("open guard.stderr", error))?;
         let mut guard = process::spawn_guard(&self.guard_command, folder.path(), stderr)
             .map_err(|error| failed("start the guard", error))?;
-        let report = guard.stdout.take().ok_or(io::ErrorKind::BrokenPipe.into()).and_then(hear_report);
+        let report =
+            guard.stdout.take().ok_or(io::ErrorKind::BrokenPipe.into()).and_then(|stdout| hear_report(stdout, is_lazy));
         let outcome = match report {
             Ok(Report::Running) => Ok(()),
             Ok(Report::Failed(detail)) => Err(explain(detail)),
@@ -108,6 +109,10 @@ impl QemuDriver {
     }
 }
 
+fn is_lazy(spec: &LaunchSpec) -> bool {
+    spec.boot.base().is_some_and(|base| base.lazy.is_some())
+}
+
 /// A guard that died took its hypervisor with it, but "at once" is not "before us": two must never write to one disk.
 fn end_leftover(folder: &Folder) -> Result<(), String> {
     let Ok(Some(record)) = folder.guard() else { return Ok(()) };
@@ -131,8 +136,8 @@ fn end_guard(folder: &Folder, mut guard: Child) {
     }
 }
 
-fn hear_report(mut stdout: ChildStdout) -> io::Result<Report> {
-    let deadline = Instant::now() + REPORT_TIMEOUT;
+fn hear_report(mut stdout: ChildStdout, is_lazy: bool) -> io::Result<Report> {
+    let deadline = Instant::now() + launch_timeout(is_lazy) + REPORT_MARGIN;
     let mut heard = vec![];
     loop {
         if let Some(end) = heard.iter().position(|&byte| byte == b'\n') {

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 
-use crate::driver::{ConsoleError, Driver, LaunchError, ListError, LogError, RemoveError, StopError};
+use crate::driver::{ConsoleError, Driver, LaunchError, ListError, LogError, RemoveError, SettleError, StopError};
 use crate::folder::{CONSOLE_SOCKET, Folder, GuardRecord};
 use crate::guard;
 use crate::host::{self, Probed, cgroup};
@@ -30,6 +30,10 @@ use crate::spec::LaunchSpec;
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a guard that no longer listens may take to write its last record: it only waits for its viewers and the disk.
 const ENDING_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time for a hypervisor to change a guest over to another file, which takes it some milliseconds.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often it is looked whether it has.
+const SETTLE_POLL: Duration = Duration::from_millis(20);
 /// How often the lock of a guard without a readable record is tried.
 const LOCK_POLL: Duration = Duration::from_millis(10);
 /// File in the root folder that keeps what was found out about the host.
@@ -216,6 +220,34 @@ impl Driver for QemuDriver {
         let held = self.root.hold(vm);
         let _holding = held.lock().unwrap_or_else(PoisonError::into_inner);
         self.kill_held(vm)
+    }
+
+    fn settle(&self, vm: &str) -> Result<(), SettleError> {
+        let unknown = || SettleError::Unknown { vm: vm.to_owned() };
+        let guard = |source| SettleError::Guard { doing: format!("settle vm {vm}"), source };
+        let held = self.root.hold(vm);
+        let _holding = held.lock().unwrap_or_else(PoisonError::into_inner);
+        let folder = self.folder(vm).ok_or_else(unknown)?;
+        let deadline = Instant::now() + SETTLE_TIMEOUT;
+        let mut is_ordered = false;
+        loop {
+            // Who has ended, or reads the file already, has nothing to do.
+            let record = observe(&folder, vm, true).ok_or_else(unknown)?.guard;
+            let Some(record) = record.filter(|record| record.lazy) else { return Ok(()) };
+            if !is_ordered {
+                guard::order_settle(&folder).map_err(guard)?;
+                is_ordered = true;
+                continue;
+            }
+            if let Some(detail) = record.unsettled {
+                return Err(SettleError::Hypervisor { detail });
+            }
+            if Instant::now() >= deadline {
+                let detail = format!("it has not answered within {} s", SETTLE_TIMEOUT.as_secs());
+                return Err(SettleError::Hypervisor { detail });
+            }
+            std::thread::sleep(SETTLE_POLL);
+        }
     }
 
     fn list(&self) -> Result<Vec<ObservedVm>, ListError> {

@@ -51,6 +51,7 @@ impl QemuDriver {
             program,
             argv: command_line.argv,
             files: command_line.files,
+            settling: command_line.settling,
             accelerator: host.accelerator,
             group: cgroup::create(self.options.cgroup_parent.as_deref(), spec),
             lowest_port: spec.publish.iter().map(|port| port.host_port).min(),
@@ -116,6 +117,9 @@ fn prepare_disk(path: &Path, spec: &LaunchSpec) -> Result<(), LaunchError> {
 /// Size of the disk in a base image.
 fn base_bytes(base: &BaseDisk) -> Result<u64, LaunchError> {
     let doing = format!("read the image {}", base.path.display());
+    if let Some(lazy) = &base.lazy {
+        return Ok(lazy.virtual_bytes.next_multiple_of(SECTOR_BYTES));
+    }
     match base.format {
         DiskFormat::Qcow2 => {
             read_header(&base.path).map(|header| header.virtual_bytes).map_err(|error| prepare_error(&doing, error))

@@ -143,7 +143,7 @@ impl Bench for FakeBench {
 }
 
 fn no_boot() -> Boot {
-    Boot::Disk(BaseDisk { path: "/nowhere".into(), format: DiskFormat::Raw })
+    Boot::Disk(BaseDisk { path: "/nowhere".into(), format: DiskFormat::Raw, lazy: None })
 }
 
 impl Drop for QemuBench {

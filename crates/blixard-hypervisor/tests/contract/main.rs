@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test says what it did, and fails by panicking")]
 
 mod bench;
+mod lazy;
 mod leftover;
 mod qemu;
 mod suite;
@@ -29,7 +30,7 @@ fn main() -> ExitCode {
         .filter_map(|argument| argument.into_string().ok())
         .filter(|argument| !argument.starts_with('-'))
         .collect();
-    let cases = suite::cases().into_iter().chain(qemu::cases()).chain(leftover::cases());
+    let cases = suite::cases().into_iter().chain(qemu::cases()).chain(leftover::cases()).chain(lazy::cases());
     let cases: Vec<Case> =
         cases.filter(|(name, _)| words.is_empty() || words.iter().any(|word| name.contains(word.as_str()))).collect();
     let mut failed = vec![];

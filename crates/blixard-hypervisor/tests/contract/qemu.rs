@@ -371,7 +371,7 @@ fn a_disk_keeps_what_was_written(bench: &QemuBench) {
     std::fs::write(&base, &content).unwrap();
     let mut spec = bench.obedient();
     let Boot::Kernel { root, .. } = &mut spec.boot else { panic!("the guest boots from a kernel") };
-    *root = Some(BaseDisk { path: base.clone(), format: DiskFormat::Raw });
+    *root = Some(BaseDisk { path: base.clone(), format: DiskFormat::Raw, lazy: None });
     spec.disk_bytes = Some(64 << 20);
     spec.seed = Some(Seed { hostname: "seeded".into(), instance_id: "one".into(), ..Seed::default() });
     driver.launch(&spec).unwrap();
@@ -397,7 +397,8 @@ fn a_disk_keeps_what_was_written(bench: &QemuBench) {
     other.disk_bytes = Some(65 << 20);
     assert!(driver.launch(&other).unwrap_err().to_string().contains("cannot be changed"));
     other.disk_bytes = spec.disk_bytes;
-    other.boot = Boot::Disk(BaseDisk { path: bench.scratch().join("another.raw"), format: DiskFormat::Raw });
+    other.boot =
+        Boot::Disk(BaseDisk { path: bench.scratch().join("another.raw"), format: DiskFormat::Raw, lazy: None });
     std::fs::write(bench.scratch().join("another.raw"), &content).unwrap();
     assert!(driver.launch(&other).unwrap_err().to_string().contains("on top of another.raw"));
 }
@@ -422,7 +423,7 @@ fn a_disk_image_boots_by_itself(bench: &QemuBench) {
     let image = guest_dir().join("disk.qcow2");
     let facts = inspect_disk(&image, "qemu-img".as_ref()).unwrap();
     assert_eq!(facts.format, DiskFormat::Qcow2);
-    let mut spec = spec(4, Boot::Disk(BaseDisk { path: image, format: facts.format }));
+    let mut spec = spec(4, Boot::Disk(BaseDisk { path: image, format: facts.format, lazy: None }));
     spec.memory_mib = 256;
     spec.disk_bytes = Some(facts.virtual_bytes + (64 << 20));
     driver.launch(&spec).unwrap();
@@ -475,10 +476,10 @@ fn what_does_not_fit_this_host_is_refused(bench: &QemuBench) {
     assert!(refused(&|spec| spec.publish = vec![v6]).contains("IPv4"));
     let image = bench.scratch().join("image.raw");
     std::fs::write(&image, vec![0; 1 << 20]).unwrap();
-    let boot = || Boot::Disk(BaseDisk { path: image.clone(), format: DiskFormat::Raw });
+    let boot = || Boot::Disk(BaseDisk { path: image.clone(), format: DiskFormat::Raw, lazy: None });
     let too_small = refused(&|spec| (spec.boot, spec.disk_bytes) = (boot(), Some(512)));
     assert!(too_small.contains("smaller than its image"), "{too_small}");
-    let missing = || Boot::Disk(BaseDisk { path: "/no/such/image".into(), format: DiskFormat::Qcow2 });
+    let missing = || Boot::Disk(BaseDisk { path: "/no/such/image".into(), format: DiskFormat::Qcow2, lazy: None });
     assert!(refused(&|spec| spec.boot = missing()).contains("/no/such/image"));
     let options = QemuOptions { qemu: "no-such-qemu".into(), ..QemuOptions::default() };
     let without_qemu = QemuDriver::new(bench.root(), vec!["no-such-guard".into()], options).unwrap();

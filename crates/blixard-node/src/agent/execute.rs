@@ -7,6 +7,7 @@ use blixard_core::{Action, Actor, Change, Command, ImageId, Order, VmId};
 use tracing::{Instrument, info_span};
 
 use super::Agent;
+use super::launch::{Times, launch_spec};
 use super::observe::LaunchFailure;
 use super::sources::sources;
 use crate::clock;
@@ -29,6 +30,7 @@ fn word(order: Order) -> &'static str {
         Order::Stop => "stop",
         Order::Kill => "kill",
         Order::Remove => "remove",
+        Order::Settle => "settle",
     }
 }
 
@@ -43,6 +45,7 @@ impl Agent {
                 }
                 Action::DropImage { image } => self.drop_image(image).await,
                 Action::Launch { vm, epoch, run, restarts } => self.launch(vm, epoch, run, restarts),
+                Action::Settle { vm } => self.settle(vm),
                 Action::Stop { vm, timeout_ms } => {
                     let timeout = Duration::from_millis(timeout_ms);
                     self.order(vm, Order::Stop, None, async move |agent| {
@@ -66,7 +69,7 @@ impl Agent {
     }
 
     /// Starts an order in the background. Until it is done, the plan sees the vm as busy.
-    fn order<F, Fut>(&self, vm: VmId, order: Order, launching: Option<(u64, u64, u32)>, carry_out: F)
+    pub(super) fn order<F, Fut>(&self, vm: VmId, order: Order, launching: Option<(u64, u64, u32)>, carry_out: F)
     where
         F: FnOnce(Self) -> Fut,
         Fut: Future<Output = anyhow::Result<()>> + Send + 'static,
@@ -106,8 +109,9 @@ impl Agent {
             let manifest =
                 agent.inner.raft.read(|state| state.images.get(&record.spec.image).map(|i| i.manifest.clone()));
             let manifest = manifest.context("the image is gone from the catalog")?;
-            let spec =
-                super::launch::launch_spec(&agent.inner.images, &record, &manifest, epoch, run, restarts).await?;
+            let times = Times { epoch, run, restarts };
+            let (images, disks) = (&agent.inner.images, &agent.inner.disks);
+            let spec = launch_spec(images, disks, &record, &manifest, times).await?;
             tracing::info!(%vm, name = %record.name, epoch, run, restarts, "launching");
             let (metrics, start) = (agent.inner.metrics.clone(), Instant::now());
             let launch = agent.blocking(move |driver| driver.launch(&spec));
@@ -153,6 +157,7 @@ impl Agent {
         {
             let mut desk = self.desk();
             desk.complete.remove(&image);
+            desk.booting.remove(&image);
             desk.sources.remove(&image);
         }
         if let Err(error) = self.inner.images.drop_image(image).await {

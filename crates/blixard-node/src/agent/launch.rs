@@ -6,26 +6,43 @@ use anyhow::Context;
 use blixard_core::{ConfigFile, DiskPart, Manifest, Part, Protocol, Vm};
 use blixard_hypervisor as hypervisor;
 use data_encoding::BASE64;
-use hypervisor::{BaseDisk, Boot, LaunchSpec, PortForward, SeedFile};
+use hypervisor::{BaseDisk, Boot, LaunchSpec, LazyBase, PortForward, SeedFile};
 
 use crate::images::Images;
+use crate::lazy::LazyDisks;
 
-/// What the driver is to run for a vm. The image's files are used where the blob store has them.
+/// Which launch of a vm it is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Times {
+    pub(super) epoch: u64,
+    pub(super) run: u64,
+    pub(super) restarts: u32,
+}
+
+/// What the driver is to run for a vm. The image's files are used where the blob store has them; the disk of an image that is not
+/// whole is served to the vm, if it is one that boots before that.
 pub(super) async fn launch_spec(
     images: &Images,
+    disks: &LazyDisks,
     vm: &Vm,
     manifest: &Manifest,
-    epoch: u64,
-    run: u64,
-    restarts: u32,
+    times: Times,
 ) -> anyhow::Result<LaunchSpec> {
+    let Times { epoch, run, restarts } = times;
+    let is_lazy = vm.spec.is_lazy(manifest) && !images.is_complete(manifest).await.context("look at the image")?;
     let path = async |part: &Part| images.path(part.hash).await.context("find the image's file");
     let disk = async |disk: &DiskPart| {
         let format = match disk.format {
             blixard_core::DiskFormat::Raw => hypervisor::DiskFormat::Raw,
             blixard_core::DiskFormat::Qcow2 => hypervisor::DiskFormat::Qcow2,
         };
-        anyhow::Ok(BaseDisk { path: path(&disk.part).await?, format })
+        if !is_lazy {
+            return anyhow::Ok(BaseDisk { path: path(&disk.part).await?, format, lazy: None });
+        }
+        let server = disks.serve(vm.id, disk.part).context("serve the image's disk while it comes")?;
+        let patience_s = u32::try_from(disks.patience().as_secs()).unwrap_or(u32::MAX);
+        let lazy = LazyBase { server, virtual_bytes: disk.virtual_bytes, patience_s };
+        Ok(BaseDisk { path: images.place(disk.part.hash), format, lazy: Some(lazy) })
     };
     let boot = match manifest {
         Manifest::Disk(base) => Boot::Disk(disk(base).await?),

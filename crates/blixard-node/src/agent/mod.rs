@@ -13,6 +13,7 @@
 
 mod execute;
 mod launch;
+mod lazily;
 mod observe;
 mod requests;
 mod sources;
@@ -28,6 +29,7 @@ use tokio::sync::Notify;
 
 use crate::clock;
 use crate::images::{Holder, Images};
+use crate::lazy::LazyDisks;
 use crate::metrics::{AGENT_LOOP, Metrics};
 use crate::raft::{ConsensusError, Raft};
 use crate::transfers::{TransferStatus, Transfers};
@@ -52,6 +54,7 @@ struct Inner {
     raft: Raft,
     images: Images,
     transfers: Transfers,
+    disks: LazyDisks,
     driver: Arc<dyn Driver>,
     metrics: Arc<Metrics>,
     wake: Notify,
@@ -79,8 +82,20 @@ struct Desk {
     adopted_seen: bool,
     /// Guests that were asked to stop, and the date at which that was first seen.
     stopping: BTreeMap<VmId, UnixMs>,
+    /// Images of which lazy vms wait for what they need to start.
+    booting: BTreeMap<ImageId, lazily::Booting>,
+    /// When a guest was last to be changed over to the file of its image.
+    settled: BTreeMap<VmId, Instant>,
     /// How long vms have been as they are.
     ages: Ages,
+}
+
+/// What an agent acts with.
+pub(crate) struct Hands {
+    pub(crate) images: Images,
+    pub(crate) transfers: Transfers,
+    pub(crate) disks: LazyDisks,
+    pub(crate) driver: Arc<dyn Driver>,
 }
 
 /// What only this node knows of a vm.
@@ -91,19 +106,14 @@ pub(crate) struct LiveVm {
 }
 
 impl Agent {
-    pub(crate) fn new(
-        me: NodeId,
-        raft: Raft,
-        images: Images,
-        transfers: Transfers,
-        driver: Arc<dyn Driver>,
-        metrics: Arc<Metrics>,
-    ) -> Self {
+    pub(crate) fn new(me: NodeId, raft: Raft, hands: Hands, metrics: Arc<Metrics>) -> Self {
+        let Hands { images, transfers, disks, driver } = hands;
         let inner = Inner {
             me,
             raft,
             images,
             transfers,
+            disks,
             driver,
             metrics,
             wake: Notify::new(),
@@ -161,7 +171,10 @@ impl Agent {
     async fn look(&self) -> anyhow::Result<Option<UnixMs>> {
         self.inner.metrics.agent_rounds.inc();
         self.look_after_health().await;
+        // From before the look: what is being launched now may not be seen by it.
+        let launching: BTreeSet<VmId> = self.desk().orders.keys().copied().collect();
         let local = self.observe().await?;
+        self.keep_disks(&local, &launching);
         if !std::mem::replace(&mut self.desk().adopted_seen, true) {
             let running = local.vms.iter().filter(|(_, vm)| matches!(vm.state, LocalVmState::Running { .. }));
             let adopted: Vec<VmId> = running.map(|(id, _)| *id).collect();

@@ -75,6 +75,9 @@ impl Agent {
                             clock::now()
                         }
                     };
+                    if matches!(&state, VmState::Running(running) if running.lazy) {
+                        view.lazy.insert(id);
+                    }
                     let state = local_state(state, stopping_since);
                     view.vms.insert(id, LocalVm { epoch, run, restarts, state, for_ms: 0 });
                 }
@@ -115,6 +118,7 @@ impl Agent {
         let importing = {
             let mut desk = self.desk();
             desk.complete.retain(|image| kept.contains(image));
+            desk.booting.retain(|image, _| kept.contains(image));
             desk.importing.clone()
         };
         for image in kept {
@@ -126,6 +130,9 @@ impl Agent {
                 Some(status) => {
                     self.refresh_sources(image, status.priority);
                     let urgent = status.priority == Priority::VmWaiting;
+                    if self.look_at_beginning(image).await {
+                        view.bootable.insert(image);
+                    }
                     Some(LocalImage::Fetching { urgent, failure: why_it_waits(&status) })
                 }
                 None => {

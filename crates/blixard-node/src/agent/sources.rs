@@ -75,6 +75,7 @@ mod tests {
             node: None,
             restart: RestartPolicy::Never,
             config_files: Vec::new(),
+            lazy: None,
         };
         Vm {
             id: VmId([1; 16]),

@@ -297,6 +297,9 @@ pub struct CreateVm {
     #[serde(default)]
     #[schemars(length(max = limits::CONFIG_FILES_MAX))]
     pub config_files: Vec<ConfigSource>,
+    /// Whether it boots before its image is on its node as a whole; without a word, when the image has 256 MiB or more.
+    #[serde(default)]
+    pub lazy: Option<bool>,
     /// Whether it is started at once.
     #[serde(default = "yes")]
     pub start: bool,
@@ -333,6 +336,9 @@ pub struct StopVm {
 pub struct LiveView {
     /// The image's transfer, while it is on its way.
     pub transfer: Option<TransferView>,
+    /// Whether the guest reads its image as it comes.
+    #[serde(default)]
+    pub lazy: bool,
     /// How the run before the present one ended.
     pub last_exit: Option<String>,
     /// The process id of the hypervisor.

@@ -126,6 +126,8 @@ impl Images {
     }
 
     async fn fetch_pieces(&self, job: Arc<Job>, mut holders: watch::Receiver<Vec<Holder>>) -> Result<(), FetchError> {
+        let mut demands = self.inner.demands.watch();
+        demands.mark_changed();
         let mut known = BTreeSet::from([self.inner.transport.id()]);
         let mut serving = JoinSet::new();
         loop {
@@ -138,6 +140,11 @@ impl Images {
             let ended = tokio::select! {
                 ended = serving.join_next() => ended,
                 reasons = job.exhausted() => return Err(FetchError::AllSourcesFailed(reasons)),
+                // The sender is this room's own.
+                Ok(()) = demands.changed() => {
+                    job.demand(&demands.borrow_and_update());
+                    continue;
+                }
                 // Whoever knows of holders is gone; those that are known do.
                 Ok(()) = holders.changed() => continue,
             };

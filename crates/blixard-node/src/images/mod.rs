@@ -18,6 +18,7 @@
 //! verified again before it is sealed. It stops with [`Images::shutdown`], after the transport, which stops serving.
 
 mod collect;
+mod demand;
 mod export;
 mod fetch;
 mod holders;
@@ -53,6 +54,7 @@ use iroh_blobs::store::{GcConfig, fs::options::PathOptions};
 use crate::damage::check_database;
 use crate::transport::{Handler, Transport};
 
+pub(crate) use demand::{Arriving, Wanted};
 pub(crate) use fetch::{FetchError, Progress};
 pub(crate) use holders::Holder;
 pub(crate) use import::{ImportError, ImportedBlob};
@@ -62,6 +64,7 @@ pub(crate) use standing::{SCORE_MAX, Standing};
 pub(crate) use verified::{PIECE_BYTES, Received, StreamError};
 
 use collect::Collector;
+use demand::Demands;
 use import::Imports;
 use standing::Standings;
 
@@ -113,6 +116,7 @@ struct Inner {
     imports: Imports,
     standings: Standings,
     limits: Limits,
+    demands: Demands,
 }
 
 impl Images {
@@ -162,7 +166,8 @@ impl Images {
             .with_context(|| format!("open blob store in {}", dir.display()))?;
         let imports = Imports::new(files.temp_path.clone());
         let (standings, limits) = (Standings::default(), Limits::none());
-        let inner = Inner { store, files, transport, collector, imports, standings, limits };
+        let demands = Demands::new();
+        let inner = Inner { store, files, transport, collector, imports, standings, limits, demands };
         let images = Self { inner: Arc::new(inner) };
         images.remove_leftovers().await.with_context(|| format!("tidy the blob store in {}", dir.display()))?;
         Ok(images)

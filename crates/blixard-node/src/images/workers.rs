@@ -9,6 +9,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use super::demand::Demand;
 use super::holders::{Holder, Source};
 use super::plan::{Blob, Next, Plan, Tier};
 use super::standing::Wrong;
@@ -17,6 +18,8 @@ use crate::transport::Protocol;
 
 /// Requests under way at each source: while one waits for its first byte, the other keeps the line busy.
 pub(super) const WORKERS_PER_SOURCE: usize = 2;
+/// Requests besides these, for nothing but what somebody waits for: they find the line free of whatever is under way.
+const DEMAND_WORKERS_PER_SOURCE: usize = 2;
 /// A source that delivers nothing for this long is given up. Longer than a lost path takes to be replaced.
 pub(super) const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a source that has nothing of what is missing may take to get some, when no other is at work. Also covers the
@@ -103,6 +106,13 @@ impl Job {
         u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
+    /// Somebody waits for this, and for nothing else.
+    pub(super) fn demand(&self, demands: &[Demand]) {
+        let wanted = demands.iter().map(|demand| (demand.blob, demand.bytes.clone()));
+        self.plan().demand(wanted, self.now_ms());
+        self.changed.send_replace(());
+    }
+
     /// Counts with a source from now on, though it has not been reached yet.
     pub(super) fn expect(&self, holder: Holder) {
         self.plan().join(holder.endpoint, holder.is_whole, Tier::Far);
@@ -177,6 +187,10 @@ impl Job {
             let (job, source) = (self.clone(), source.clone());
             workers.spawn(async move { job.work(&source).await });
         }
+        for _ in 0..DEMAND_WORKERS_PER_SOURCE {
+            let (job, source) = (self.clone(), source.clone());
+            workers.spawn(async move { job.work_on_demand(&source).await });
+        }
         let mut changed = self.changed.subscribe();
         let mut result = Ok(());
         loop {
@@ -238,6 +252,23 @@ impl Job {
             }
             wait = if is_more { ASK_AGAIN_MIN } else { wait.saturating_mul(2).min(ASK_AGAIN_MAX) };
             tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// Fetches what somebody waits for, until all pieces are here.
+    async fn work_on_demand(self: &Arc<Self>, source: &Source) -> Result<(), Failure> {
+        let mut changed = self.changed.subscribe();
+        loop {
+            changed.borrow_and_update();
+            if source.has_failed() || self.is_done() {
+                return Ok(());
+            }
+            let order = self.plan().take_demanded(source.holder.endpoint, self.now_ms());
+            match order {
+                Some(order) => self.fetch_order(source, order).await?,
+                // The other workers look again as well, and tell when that changes something.
+                None => drop(timeout(LOOK_AGAIN, changed.changed()).await),
+            }
         }
     }
 

@@ -11,4 +11,4 @@ pub(crate) use crate::simulation::runtime::{
     Instant, Runtime, blocking, sleep, spawn, spawn_tied, timeout, timeout_at, watch, work_off,
 };
 #[cfg(not(feature = "simulation"))]
-pub(crate) use real::{Instant, blocking, sleep, spawn, spawn_tied, timeout, timeout_at, watch, work_off};
+pub(crate) use real::{Instant, Tied, blocking, sleep, spawn, spawn_tied, timeout, timeout_at, watch, work_off};

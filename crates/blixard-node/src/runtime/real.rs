@@ -11,6 +11,7 @@ pub(crate) use tokio::{
 };
 
 /// A task that ends together with whoever holds this.
+#[derive(Debug)]
 pub(crate) struct Tied(tokio::task::JoinHandle<()>);
 
 impl Drop for Tied {

@@ -195,7 +195,8 @@ fn carry_out(world: &Arc<World>, number: u64, desk: &Arc<Mutex<Desk>>, action: A
                 world.with_place(number, |place| place.guests.vms.remove(&vm));
             }),
         ),
-        Action::Propose(_) => {}
+        // No vm here is lazy.
+        Action::Settle { .. } | Action::Propose(_) => {}
     }
 }
 

@@ -166,6 +166,7 @@ fn vm_spec(world: &World) -> VmSpec {
         node: None,
         restart: RestartPolicy::Always,
         config_files: Vec::new(),
+        lazy: None,
     }
 }
 

@@ -215,6 +215,7 @@ pub(crate) fn vm(name: &str, image: &str) -> CreateVm {
         node: None,
         restart: Default::default(),
         config_files: Vec::new(),
+        lazy: None,
         start: true,
     }
 }

@@ -8,6 +8,7 @@ mod documents;
 mod hostile;
 mod images;
 mod joining;
+mod lazy;
 mod requests;
 mod roles;
 mod transfers;

@@ -15,6 +15,7 @@ mod disks;
 mod documents;
 mod full;
 mod guests;
+mod lazy;
 mod lifecycle;
 mod metrics;
 mod observed;

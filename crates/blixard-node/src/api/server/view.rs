@@ -85,6 +85,9 @@ impl Server {
         if is_fetching && view.phase == "preparing" && view.reason.is_none() {
             view.reason = Some("fetching the image".to_owned());
         }
+        if view.live.as_ref().is_some_and(|live| live.lazy) && view.phase == "running" && view.reason.is_none() {
+            view.reason = Some("it runs while its image comes".to_owned());
+        }
         Some(view)
     }
 
@@ -101,6 +104,7 @@ impl Server {
         let Some(found) = live.found else { return view };
         view.last_exit = found.last_exit.map(|reason| reason.to_string());
         if let blixard_hypervisor::VmState::Running(running) = found.state {
+            view.lazy = running.lazy;
             view.pid = Some(running.pid).filter(|pid| *pid != 0);
             view.accelerator = Some(running.accelerator.to_string());
             view.confinement = Some(confinement_view(running.confinement));

@@ -95,6 +95,7 @@ pub(super) async fn create(
         node: request.node,
         restart: request.restart,
         config_files,
+        lazy: request.lazy,
     };
     let create = Change::CreateVm { id, name: request.name, spec, start: request.start };
     changed(&server, server.change(asker, create).await?).await

@@ -9,8 +9,10 @@
 //!   such a source does, it is left to what nobody else can give.
 //! - Near sources before far ones, and doubtful ones last: see [`Tier`].
 //! - A fast source is asked for more at once, so that a request takes about the same time wherever it goes.
+//! - What somebody waits for goes before everything else, and while more of it is asked for nothing else is begun, for a while.
 //! - What a slow source would hold up is taken back from it and asked of a faster one that has nothing else to do.
 
+mod demanded;
 mod piece;
 #[cfg(test)]
 mod simulation;
@@ -23,6 +25,7 @@ use std::collections::BTreeMap;
 use blixard_core::{BlobHash, EndpointId};
 use iroh_blobs::protocol::ChunkRanges;
 
+use demanded::Demanded;
 pub(super) use piece::{Blob, Order};
 use piece::{Has, PIECE_BYTES_MAX, Piece, State, bytes};
 use source::Source;
@@ -84,6 +87,7 @@ pub(super) struct Plan {
     last_number: u64,
     /// Pieces that are not here.
     left: usize,
+    demanded: Demanded,
 }
 
 impl Plan {
@@ -92,8 +96,8 @@ impl Plan {
         let pieces: Vec<Piece> = blobs.iter().enumerate().flat_map(|(at, blob)| Piece::of_blob(at, blob)).collect();
         let blobs = blobs.iter().map(|blob| (blob.hash, blob.bytes)).collect();
         let left = pieces.len();
-        let (sources, asked) = (BTreeMap::new(), BTreeMap::new());
-        Self { me, seed, blobs, pieces, sources, asked, last_number: 0, left }
+        let (sources, asked, demanded) = (BTreeMap::new(), BTreeMap::new(), Demanded::default());
+        Self { me, seed, blobs, pieces, sources, asked, last_number: 0, left, demanded }
     }
 
     pub(super) fn is_done(&self) -> bool {
@@ -182,7 +186,13 @@ impl Plan {
             return Next::Done;
         }
         self.sources.values_mut().for_each(|source| source.count_until(now_ms));
+        if let Some(order) = self.take_demanded(id, now_ms) {
+            return Next::Fetch(order);
+        }
         let Some(source) = self.sources.get(&id) else { return Next::Wait };
+        if self.demanded.holds_others_back(now_ms) {
+            return Next::Wait;
+        }
         if let Some(pieces) = self.choose(id, source) {
             let ranges = pieces.iter().fold(ChunkRanges::empty(), |all, index| &all | &self.pieces[*index].missing);
             return Next::Fetch(self.ask(id, pieces, ranges, now_ms));

@@ -294,3 +294,57 @@ fn nothing_is_asked_twice_or_in_vain_and_everything_comes() {
         assert!(plan.is_done() && here.is_superset(&all), "seed {seed}: it never ends");
     }
 }
+
+#[test]
+fn what_somebody_waits_for_goes_first_and_holds_the_rest_back_for_a_while() {
+    let mut plan = plan(64 * PIECE, &[(1, Tier::Near)]);
+    assert_eq!(plan.take_demanded(id(1), 0), None);
+    let late = 40 * PIECE + 100..40 * PIECE + 5000;
+    let later = 60 * PIECE..62 * PIECE;
+    plan.demand([(HASH, late.clone()), (HASH, later.clone()), (BlobHash([9; 32]), 0..1)].into_iter(), 10);
+    let first = plan.take_demanded(id(1), 10).expect("it has it");
+    assert_eq!(first.ranges, ChunkRanges::bytes(late), "no more than is waited for");
+    assert_eq!(fetch(plan.take(id(1), 10)).ranges, ChunkRanges::bytes(later.clone()), "by whoever is free");
+    assert_eq!(plan.take(id(1), 11), Next::Wait, "the line is left to what may be asked for next");
+    assert_eq!(plan.take_demanded(id(1), 11), None, "it is being fetched");
+    let order = fetch(plan.take(id(1), 1_000));
+    assert!(order.ranges.is_disjoint(&first.ranges), "nobody has asked for more");
+    // The rest of the piece is fetched like any other.
+    plan.finish(first.number, 1_000);
+    plan.demand([(HASH, 40 * PIECE..41 * PIECE)].into_iter(), 1_100);
+    let rest = plan.take_demanded(id(1), 1_100).expect("a part of the piece is missing");
+    assert_eq!(rest.ranges, &ChunkRanges::bytes(40 * PIECE..41 * PIECE) - &first.ranges);
+}
+
+#[test]
+fn who_reads_without_end_does_not_keep_the_rest_from_coming() {
+    let mut plan = plan(1024 * PIECE, &[(1, Tier::Near)]);
+    let mut begun = 0;
+    for step in 0..1000 {
+        let now_ms = step * 100;
+        plan.demand([(HASH, step * 1024..step * 1024 + 1)].into_iter(), now_ms);
+        if let Some(order) = plan.take_demanded(id(1), now_ms) {
+            plan.finish(order.number, now_ms);
+        }
+        if let Next::Fetch(order) = plan.take(id(1), now_ms) {
+            plan.finish(order.number, now_ms);
+            begun += 1;
+        }
+    }
+    assert!((100..=450).contains(&begun), "{begun} of 1000: none in the first minute, and then all the time");
+}
+
+#[test]
+fn what_somebody_waits_for_comes_from_a_better_source_while_that_has_room() {
+    let mut plan = plan(64 * PIECE, &[(1, Tier::Near), (2, Tier::Far), (3, Tier::Doubtful)]);
+    plan.demand([(HASH, 0..64 * PIECE)].into_iter(), 0);
+    assert_eq!(plan.take_demanded(id(2), 0), None);
+    for _ in 0..4 {
+        plan.take_demanded(id(1), 0).expect("it has it");
+    }
+    assert!(plan.take_demanded(id(2), 0).is_some(), "the near one has enough to do");
+    assert_eq!(plan.take_demanded(id(3), 0), None, "there are others");
+    plan.leave(id(1));
+    plan.leave(id(2));
+    assert!(plan.take_demanded(id(3), 0).is_some(), "a read waits for nobody better");
+}

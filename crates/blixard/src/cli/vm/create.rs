@@ -71,6 +71,13 @@ pub(in crate::cli) struct Create {
     /// What happens when the guest ends by itself: always, never, on-failure or on-failure:LIMIT.
     #[arg(long, value_name = "POLICY", default_value = "on-failure", value_parser = values::restart_policy)]
     restart: RestartPolicy,
+    /// Boot before the image is on its node as a whole: the guest reads the rest as it comes. Without this, large images are booted
+    /// like that.
+    #[arg(long, conflicts_with = "no_lazy")]
+    lazy: bool,
+    /// Boot only once all of the image is on its node.
+    #[arg(long)]
+    no_lazy: bool,
     /// Create it without starting it.
     #[arg(long)]
     no_start: bool,
@@ -111,6 +118,7 @@ impl Create {
             node: self.node,
             restart: self.restart,
             config_files: self.config_files.clone(),
+            lazy: (self.lazy || self.no_lazy).then_some(self.lazy),
             start: !self.no_start,
         })
     }
