@@ -135,13 +135,13 @@ fn bare<'a>(words: impl Iterator<Item = &'a str>, files: &[PathBuf]) -> Result<V
 }
 
 /// A program whose output is read until the guest is ready. Killed when dropped.
-struct Reading {
+pub(super) struct Reading {
     child: Child,
     lines: mpsc::Receiver<String>,
 }
 
 impl Reading {
-    fn start(mut command: Command) -> Result<Self> {
+    pub(super) fn start(mut command: Command) -> Result<Self> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("start {:?}", command.get_program()))?;
         let stdout = child.stdout.take().expect("stdout was piped just now");
@@ -160,7 +160,7 @@ impl Reading {
         Ok(Self { child, lines })
     }
 
-    fn wait_for_ready(mut self, request: &Request) -> Result<()> {
+    pub(super) fn wait_for_ready(mut self, request: &Request) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         let mut seen = Vec::new();
         loop {

@@ -9,6 +9,7 @@ mod failover;
 mod formation;
 mod idle;
 mod lab;
+mod lazy;
 mod limit;
 mod load;
 mod rivals;
@@ -85,6 +86,11 @@ const BENCHES: &[Bench] = &[
         name: "limit",
         about: "how well limits of 10, 50 and 200 MiB/s are held, and at what cost",
         run: limit::run,
+    },
+    Bench {
+        name: "lazy",
+        about: "a guest's ready line on a node without its image, at 100 Mbit/s: read as it comes, and waited for",
+        run: lazy::run,
     },
     Bench { name: "scale", about: "what 5, 10, 20 and 50 nodes cost, with the fake driver", run: scale::run },
     Bench { name: "idle", about: "memory and processor of a node at rest, beside etcd", run: idle::run },
