@@ -421,7 +421,7 @@ pub(crate) fn disk_clients() -> Examples {
     let (read, leave) = (request(0, 4096, 512), request(2, 0, 0));
     named([
         ("go", [&FLAGS[..], &go, &read, &leave].concat()),
-        ("structured_first", [&FLAGS[..], &option(8, &[]), &go, &read].concat()),
+        ("structured_first", [&FLAGS[..], &option(8, &[]), &go, &read, &leave].concat()),
         ("name", [&FLAGS[..], &option(1, b"any"), &request(3, 0, 0), &leave].concat()),
         ("abort", [&FLAGS[..], &option(6, &[0, 0, 0, 0, 0, 0]), &option(2, &[])].concat()),
     ])

@@ -69,7 +69,7 @@ pub(crate) fn order(input: &[u8], _: &[u8]) -> Verdict {
     let Some(value) = json(input) else { return Ok(()) };
     match value["order"].as_str() {
         Some("stop") => that(value["timeout_ms"].is_u64(), "a stop has no time"),
-        Some("kill") => Ok(()),
+        Some("kill" | "settle") => Ok(()),
         _ => Err("it names no order".to_owned()),
     }
 }

@@ -91,11 +91,16 @@ pub fn raft_stream(bytes: &[u8]) -> Result<Vec<u8>, String> {
 
 /// What a hypervisor, which a guest may have taken over, says to the server of its disk.
 pub fn disk_client(bytes: &[u8]) -> Result<Vec<u8>, String> {
-    let (mut client, mut server) = tokio::io::duplex(bytes.len().max(1));
+    /// What is on its way at a time, as in a socket.
+    const BUFFER_BYTES: usize = 4096;
+    let (client, mut server) = tokio::io::duplex(BUFFER_BYTES);
     let exchange = async {
-        client.write_all(bytes).await?;
         let (mut hears, mut says) = tokio::io::split(client);
-        says.shutdown().await?;
+        let said = async {
+            // Who is cut off is not heard to the end.
+            let _ = says.write_all(bytes).await;
+            let _ = says.shutdown().await;
+        };
         // The answers are read, or the server would wait for a client that does not.
         let drained = async { tokio::io::copy(&mut hears, &mut tokio::io::sink()).await.map(drop) };
         let heard = async {
@@ -103,7 +108,7 @@ pub fn disk_client(bytes: &[u8]) -> Result<Vec<u8>, String> {
             drop(server);
             heard
         };
-        let (heard, _) = tokio::join!(heard, drained);
+        let ((), heard, _) = tokio::join!(said, heard, drained);
         heard
     };
     block_on(exchange).map(|()| vec![]).map_err(|error| error.to_string())

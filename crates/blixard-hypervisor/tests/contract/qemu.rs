@@ -366,8 +366,7 @@ fn a_port_in_use_fails_the_launch(bench: &QemuBench) {
 fn a_disk_keeps_what_was_written(bench: &QemuBench) {
     let driver = bench.driver();
     let base = bench.scratch().join("base, image.raw");
-    let mut content = b"from-the-base".to_vec();
-    content.resize(1 << 20, 0);
+    let content = [&b"from-the-base"[..], &[0; (1 << 20) - 13]].concat();
     std::fs::write(&base, &content).unwrap();
     let mut spec = bench.obedient();
     let Boot::Kernel { root, .. } = &mut spec.boot else { panic!("the guest boots from a kernel") };
@@ -397,9 +396,9 @@ fn a_disk_keeps_what_was_written(bench: &QemuBench) {
     other.disk_bytes = Some(65 << 20);
     assert!(driver.launch(&other).unwrap_err().to_string().contains("cannot be changed"));
     other.disk_bytes = spec.disk_bytes;
-    other.boot =
-        Boot::Disk(BaseDisk { path: bench.scratch().join("another.raw"), format: DiskFormat::Raw, lazy: None });
-    std::fs::write(bench.scratch().join("another.raw"), &content).unwrap();
+    let path = bench.scratch().join("another.raw");
+    std::fs::write(&path, &content).unwrap();
+    other.boot = Boot::Disk(BaseDisk { path, format: DiskFormat::Raw, lazy: None });
     assert!(driver.launch(&other).unwrap_err().to_string().contains("on top of another.raw"));
 }
 

@@ -225,8 +225,8 @@ pub(crate) async fn hear_out(client: &mut (impl AsyncRead + AsyncWrite + Unpin))
     if !shake_hands(client, 1 << 30).await? {
         return Ok(());
     }
-    while let Some(request) = read_request(client).await? {
-        match request {
+    loop {
+        match read_request(client).await?.ok_or_else(|| broken("it left without a word"))? {
             Request::Read { length, .. } if length > READ_BYTES_MAX => return Err(broken("too much is asked for")),
             Request::Read { cookie, .. } | Request::Refused { cookie } => {
                 reply(client, cookie, Err(Trouble::Invalid)).await?;
@@ -234,5 +234,4 @@ pub(crate) async fn hear_out(client: &mut (impl AsyncRead + AsyncWrite + Unpin))
             Request::Disconnect => return Ok(()),
         }
     }
-    Ok(())
 }
