@@ -88,6 +88,11 @@ impl Shares {
         let Some(part) = part.filter(|part| from_bytes < part.bytes && from_bytes.is_multiple_of(PIECE_BYTES)) else {
             return Err(End::Idle);
         };
+        if !self.inner.images.has(part).await {
+            // Whoever took it away knows; whoever has the ticket has nothing to wait for.
+            tracing::warn!(share = %id, blob = %part.hash.short(), "the content of a share is not on this node any more");
+            return Err(End::NoShare);
+        }
         let Ok(_place) = self.inner.sending.try_acquire() else { return Err(End::Busy) };
         tracing::info!(share = %id, peer = %peer.short(), part = ?request.part, from_bytes, "a share is sent");
         let mut kept = self.inner.keeper.watch();

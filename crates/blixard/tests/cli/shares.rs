@@ -75,7 +75,7 @@ fn a_fetch_that_was_killed_goes_on_where_it_was() {
     let content: Vec<u8> = (0..BYTES as u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let file = bench.write("big", &content);
     let ticket = bench.run(&["share", &file]).ends_with(0).stdout.trim().to_owned();
-    bench.run(&["transfer", "limit", "--up", "4MiB/s"]).ends_with(0);
+    bench.run(&["transfer", "limit", "--up", "2MiB/s"]).ends_with(0);
     let here = || {
         let names = std::fs::read_dir(bench.path("elsewhere")).ok()?;
         let parts = names.map(|entry| entry.unwrap()).filter(|entry| as_text(&entry.path()).ends_with(".part"));

@@ -104,7 +104,7 @@ async fn a_share_that_is_stopped_ends_fetches_and_frees_its_space() {
     let folder = folder_with(dir.path(), 1, 6 << 20);
     let ticket = sharer.share(1, &folder, None).await;
     let share = sharer.shares.list()[&ShareId([1; 8])].clone();
-    sharer.limit(Some(1 << 20));
+    sharer.limit(Some(256 << 10));
     let progress = watch::Sender::default();
     let mut seen = progress.subscribe();
     let target = fetcher.path("here");
@@ -118,6 +118,12 @@ async fn a_share_that_is_stopped_ends_fetches_and_frees_its_space() {
     assert!(matches!(fetched, Err(FetchError::Refused)), "{fetched:?}");
     assert!(!target.exists());
     eventually("the space to be freed", || async { !sharer.shares.is_whole(&share).await }).await;
+    // So it is with content that was lost.
+    let lost = sharer.share(2, &folder, None).await;
+    sharer.images.release("share-0202020202020202").await.unwrap();
+    let share = sharer.shares.list()[&ShareId([2; 8])].clone();
+    eventually("the content to be lost", || async { !sharer.shares.is_whole(&share).await }).await;
+    assert!(matches!(fetcher.fetch(&lost, "here", false).await, Err(FetchError::Refused)));
     assert!(matches!(fetcher.fetch(&ticket, "here", false).await, Err(FetchError::Refused)));
 }
 
