@@ -358,6 +358,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         /// Whatever paths and links are accepted, the kernel finds none of them outside.
         #[test]
         fn what_is_accepted_stays_inside(
