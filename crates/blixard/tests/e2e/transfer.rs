@@ -49,7 +49,7 @@ fn a_transfer_goes_on_where_kill_9_ended_it() {
     cluster.run(1, &["image", "import", "--name", "big", &disk]).ends_with(0);
     std::fs::remove_file(disk).unwrap();
     let look = looker(&cluster, 3);
-    let create = ["vm", "create", "web", "--image", "big", "--memory", "128M", "--node", "2", "--no-wait"];
+    let create = ["vm", "create", "web", "--image", "big", "--memory", "128M", "--node", "2", "--no-lazy", "--no-wait"];
     cluster.run(1, &create).ends_with(0);
     let before =
         eventually("a transfer that is under way", || bytes_done(&look()?).filter(|done| *done >= 2 * PIECE_BYTES));
@@ -83,7 +83,7 @@ fn parts(cluster: &Cluster) -> (usize, usize, usize) {
 /// Lets a vm wait for the image on a node until a good part of it is there, and gives how much.
 fn begin(cluster: &Cluster, target: usize, through: usize, look: impl Fn() -> Option<Value>) -> u64 {
     let node = target.to_string();
-    let create = ["vm", "create", "web", "--image", "big", "--node", &node, "--no-wait"];
+    let create = ["vm", "create", "web", "--image", "big", "--node", &node, "--no-lazy", "--no-wait"];
     cluster.run(through, &create).ends_with(0);
     let done = eventually("a transfer that is under way", || bytes_done(&look()?).filter(|done| *done >= PIECE_BYTES));
     assert!(done < DISK_BYTES, "the transfer was too fast to be looked at");
