@@ -109,7 +109,8 @@ impl Change {
             | Self::ReportVm { .. }
             | Self::ForgetVm { .. }
             | Self::Note(_)
-            | Self::SetDocumentsSecret(_) => None,
+            | Self::SetDocumentsSecret(_)
+            | Self::ReleaseCopy { .. } => None,
         }
     }
 }

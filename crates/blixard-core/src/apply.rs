@@ -94,6 +94,10 @@ impl State {
             }
             Change::Note(note) => self.note(by, note),
             Change::SetDocumentsSecret(secret) => self.set_documents_secret(*secret),
+            Change::ReleaseCopy { image, node } => {
+                own_word(by, *node)?;
+                self.release_copy(*image, *node)
+            }
         }
     }
 

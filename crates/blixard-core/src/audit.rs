@@ -189,7 +189,8 @@ impl State {
             | Change::ReportVm { .. }
             | Change::ForgetVm { .. }
             | Change::Note(_)
-            | Change::SetDocumentsSecret(_) => return None,
+            | Change::SetDocumentsSecret(_)
+            | Change::ReleaseCopy { .. } => return None,
         })
     }
 }

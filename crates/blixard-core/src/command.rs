@@ -167,6 +167,14 @@ pub enum Change {
     Note(Note),
     /// Gives the members the secret of their documents. The first one stays.
     SetDocumentsSecret(DocumentsSecret),
+    /// A node wants to give its copy of an image up, to have room. Refused when the copy is needed; when it is not, the node
+    /// counts as a holder no more, and removes the copy then.
+    ReleaseCopy {
+        /// The image.
+        image: ImageId,
+        /// The node that asks.
+        node: NodeId,
+    },
 }
 
 /// What apply answers when a change was made.

@@ -9,6 +9,7 @@
 mod access;
 mod apply;
 mod audit;
+mod cache;
 mod check;
 mod command;
 mod copies;
@@ -28,6 +29,7 @@ mod vm;
 
 pub use access::{Client, ClientRole, ParseRoleError, Token};
 pub use audit::{AUDIT_MAX, Audit, AuditEntry, Deed};
+pub use cache::{Cached, KeepReason};
 pub use command::{Actor, Answer, Change, Command, DecodeError, Outcome, RequestKey};
 pub use copies::COPY_LOST_AFTER_MS;
 pub use document::{

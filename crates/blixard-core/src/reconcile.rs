@@ -125,6 +125,8 @@ pub enum LocalImage {
         /// Why the last attempt failed, for people, until something has come since.
         failure: Option<String>,
     },
+    /// It is being given up, to have room. When that is refused, it is complete again.
+    Leaving,
     /// A user is importing it here; this lasts until this node's replica has applied the image's [`Change::AddImage`].
     Importing,
 }

@@ -129,4 +129,14 @@ pub enum Rejection {
     /// The id of the request was given to another one before.
     #[error("another request had this id: give each request an id of its own")]
     RequestIdTaken,
+    /// The node's copy of an image is needed.
+    #[error("node {node} keeps its copy of image {image}: {reason}")]
+    CopyNeeded {
+        /// The image.
+        image: ImageName,
+        /// The node.
+        node: NodeId,
+        /// What for.
+        reason: String,
+    },
 }

@@ -6,7 +6,7 @@ mod plausible;
 use std::collections::{BTreeMap, BTreeSet};
 
 use blixard_core::{
-    AUDIT_MAX, Actor, Change, Command, EndpointId, NodeId, Placement, Rejection, State, TokenId, UnixMs,
+    AUDIT_MAX, Actor, Change, Command, EndpointId, ImageId, NodeId, Placement, Rejection, State, TokenId, UnixMs,
 };
 use plausible::{prelude, request_key, step, steps};
 use proptest::prelude::*;
@@ -44,6 +44,15 @@ fn is_over_capacity(state: &State, node: NodeId) -> bool {
         || memory * 100 > u128::from(capacity.physical.memory_mib) * u128::from(capacity.overcommit_memory_percent)
 }
 
+/// Whether an image that a node let go of is used by no vm there, and still held as often as the settings say by nodes that can
+/// give it.
+fn is_well_kept(state: &State, image: ImageId, node: NodeId) -> bool {
+    let can_give = |holder: &&NodeId| state.nodes[holder].shares_images && !state.history.lost.contains(*holder);
+    let left = state.images[&image].holders.iter().filter(can_give).count();
+    let used = state.vms.values().any(|vm| vm.spec.image == image && vm.placement.is_some_and(|at| at.node == node));
+    left >= usize::from(state.settings.copies) && !used
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -58,6 +67,9 @@ proptest! {
                 let (answered, audit) = (state.answered.clone(), state.audit.clone());
                 let unchanged = State { answered, audit, ..before.clone() };
                 prop_assert_eq!(&state, &unchanged, "changed by the rejected {:?}", command);
+            }
+            if let (Change::ReleaseCopy { image, node }, Ok(_), true) = (&command.change, &outcome, before != state) {
+                prop_assert!(is_well_kept(&state, *image, *node), "too little is left after {:?}", command);
             }
             if let (Change::PlaceVm { node, .. }, Ok(_), true) = (&command.change, &outcome, before != state) {
                 prop_assert!(!is_over_capacity(&state, *node), "over capacity after {:?}", command);
@@ -156,7 +168,7 @@ proptest! {
             let is_kept = match &command.change {
                 Change::UpdateNode(_) | Change::WantCopy { .. } | Change::ReportCopy { .. } | Change::PlaceVm { .. }
                 | Change::ReportVm { .. } | Change::ForgetVm { .. } | Change::Note(_)
-                | Change::SetDocumentsSecret(_) => false,
+                | Change::SetDocumentsSecret(_) | Change::ReleaseCopy { .. } => false,
                 Change::AdmitNode { .. } => before.nodes.len() < state.nodes.len(),
                 _ => true,
             };

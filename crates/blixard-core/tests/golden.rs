@@ -109,6 +109,7 @@ fn changes() -> Vec<(&'static str, Change)> {
         Change::ForgetVm { id, node: member, epoch: 3 },
         Change::Note(Note::Started { adopted: vec![id] }),
         Change::SetDocumentsSecret(DocumentsSecret([8; 32])),
+        Change::ReleaseCopy { image: image_id, node: member },
     ];
     all.into_iter().map(|change| (file_of(&change), change)).collect()
 }
@@ -139,6 +140,7 @@ fn file_of(change: &Change) -> &'static str {
         Change::ForgetVm { .. } => "forget_vm",
         Change::Note(_) => "note",
         Change::SetDocumentsSecret(_) => "set_documents_secret",
+        Change::ReleaseCopy { .. } => "release_copy",
     }
 }
 

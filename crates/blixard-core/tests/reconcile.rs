@@ -387,6 +387,23 @@ fn images_are_reported_wanted_and_dropped() {
 }
 
 #[test]
+fn an_image_that_is_being_given_up_is_neither_reported_nor_launched_from() {
+    let (mut state, id) = with_vm(RestartPolicy::Never);
+    let leaving = LocalView { images: [(manifest(0).id(), LocalImage::Leaving)].into(), ..LocalView::default() };
+    let first = reconcile(ME, &state, &leaving, UnixMs(NOW));
+    assert_eq!((orders(&first), phase(&first)), (vec![], Some(&Phase::Preparing)));
+    let copies =
+        |plan: &Plan| plan.actions.iter().filter(|it| matches!(it, Action::Propose(Change::ReportCopy { .. }))).count();
+    // The images of the pool that are not there at all are reported as such.
+    assert_eq!(copies(&first), 2);
+    state.apply(&asked(6_000, Change::DeleteVm(id))).unwrap();
+    state.apply(&told(1, Change::ForgetVm { id, node: ME, epoch: 1 })).unwrap();
+    state.images.get_mut(&manifest(0).id()).unwrap().holders.clear();
+    let gone = reconcile(ME, &state, &leaving, UnixMs(NOW));
+    assert_eq!((orders(&gone), copies(&gone)), (vec![], 2), "it was agreed to, and will be gone in a moment");
+}
+
+#[test]
 fn no_image_is_dropped_while_a_vm_that_nobody_knows_may_use_it() {
     let mut state = cluster(2);
     state.apply(&asked(6_000, Change::DeleteImage(manifest(0).id()))).unwrap();

@@ -1,5 +1,7 @@
 //! The configuration of a node, and where each value came from: flags over environment over file over default.
 
+mod cache;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
@@ -11,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use toml::Value;
 
 use crate::damage::read_bounded;
+pub use cache::{CacheConfig, CacheMax};
 
 /// The HTTP door is this far above the UDP port of `bind`.
 pub const HTTP_PORT_OFFSET: u16 = 1000;
@@ -145,6 +148,9 @@ pub struct NodeConfig {
     /// How vms boot whose image is still on its way.
     #[serde(default)]
     pub lazy: LazyConfig,
+    /// What images may take of the node.
+    #[serde(default)]
+    pub cache: CacheConfig,
     /// Where the spans of traces go.
     #[serde(default)]
     pub tracing: TracingConfig,
@@ -216,6 +222,7 @@ const SETTINGS: &[(&str, Kind, &str)] = &[
     // Longer than it takes to find another source or to restart a node, and about as long as Linux waits until it complains of
     // a task that hangs.
     ("lazy.patience_s", Kind::Number, "120"),
+    ("cache.max", Kind::Text, "'50%'"),
     ("tracing.otlp_endpoint", Kind::Text, ""),
 ];
 
@@ -440,6 +447,7 @@ mod tests {
         assert_eq!(config.cluster, Settings::default());
         assert_eq!(config.transfers, TransfersConfig::default());
         assert_eq!(config.lazy, LazyConfig::default());
+        assert_eq!(config.cache, CacheConfig::default());
     }
 
     #[test]
@@ -455,6 +463,10 @@ mod tests {
         assert!(error("raft.election_min_ms", "99").contains("heartbeat"));
         assert!(error("transfers.running_max", "0").contains("at least 1"));
         assert!(error("lazy.patience_s", "0").contains("at least 1"));
+        for text in ["", "0%", "101%", "0GiB", "5", "-1GiB", "18446744073709551615TiB"] {
+            assert!(error("cache.max", text).contains("200GiB"), "{text}");
+        }
+        assert_eq!("2GiB".parse(), Ok(CacheMax::Bytes(2 << 30)));
         assert!(error("id", "0").contains("at least 1"));
     }
 }

@@ -133,6 +133,18 @@ pub(crate) struct Metrics {
     pub(crate) imported_bytes: Counter,
     /// Images that are whole on this node.
     pub(crate) images_held: Gauge,
+    /// Launches, by whether the image was here.
+    pub(crate) image_uses: Counters<1>,
+    /// Verifications of images, by what they came to.
+    pub(crate) image_verifications: Counters<1>,
+    /// What images take of the disk.
+    pub(crate) cache_used_bytes: Gauge,
+    /// What they may take.
+    pub(crate) cache_max_bytes: Gauge,
+    /// Images given up to have room.
+    pub(crate) cache_evictions: Counter,
+    /// What that freed.
+    pub(crate) cache_evicted_bytes: Counter,
     /// Whether the blob store works. Once it has failed, only a restart of the process brings it back.
     pub(crate) store_alive: Gauge,
     /// Whether the blob store frees what nothing keeps. Once that has failed, only a restart brings it back.
@@ -289,6 +301,37 @@ impl Default for Metrics {
                 Counter::default(),
             ),
             images_held: book.enter("images_held", "Images that are whole on this node", Gauge::default()),
+            image_uses: book.states(
+                "image_uses",
+                "Launches of guests, by whether their image was here or had to be fetched first",
+                "image",
+                &["here", "fetched"],
+            ),
+            image_verifications: book.states(
+                "image_verifications",
+                "Copies of images that were read again, by what came of it",
+                "outcome",
+                &["sound", "damaged", "failed"],
+            ),
+            cache_used_bytes: book.enter_in(
+                "cache_used",
+                Unit::Bytes,
+                "What images take of this node's disk",
+                Gauge::default(),
+            ),
+            cache_max_bytes: book.enter_in(
+                "cache_max",
+                Unit::Bytes,
+                "What images may take of this node's disk; -1 without a limit",
+                Gauge::default(),
+            ),
+            cache_evictions: book.counter("cache_evictions", "Images that this node gave up, to have room"),
+            cache_evicted_bytes: book.enter_in(
+                "cache_evicted",
+                Unit::Bytes,
+                "What giving images up has freed",
+                Counter::default(),
+            ),
             store_alive: book.enter("store_alive", "Whether the blob store works", well),
             store_collects: book.enter("store_collects", "Whether the blob store frees what nothing keeps", collects),
             document_syncs: book.outcomes(

@@ -365,7 +365,7 @@ impl Ground {
         let metrics = Arc::new(Metrics::default());
         let opened = async {
             let raft = Raft::start(&raft_dir, config.id, config.raft, transport.clone(), metrics.clone()).await?;
-            let images = Images::open(images_dir, transport.clone()).await?;
+            let images = Images::open(images_dir, transport.clone(), config.cache.max).await?;
             let documents = Documents::open(&documents_dir, &author, transport.clone(), metrics.clone()).await?;
             Ok(Self { transport: transport.clone(), raft, images, documents, metrics: metrics.clone() })
         };

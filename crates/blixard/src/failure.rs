@@ -20,7 +20,7 @@ pub(crate) const EXIT_CODES: &[(Exit, &str)] = &[
     (Exit::JoinRefused, "`blixard node`: the cluster refused to let the node join"),
     (Exit::ForeignData, "`blixard node`: the data directory belongs to another cluster or another node id"),
     (Exit::Removed, "`blixard node`: the node was removed from the cluster"),
-    (Exit::Damaged, "a file that Blixard keeps on this host is damaged or missing"),
+    (Exit::Damaged, "a file that Blixard keeps is damaged or missing"),
     (Exit::Interrupted, "you interrupted the command; what it had asked for goes on"),
 ];
 

@@ -55,6 +55,7 @@ impl State {
             Change::WantCopy { image, node } => self.foretell_copy(*image, *node, Copy::Wanted),
             Change::ReportCopy { image, node, present: true } => self.foretell_copy(*image, *node, Copy::Fetched),
             Change::ReportCopy { image, node, present: false } => self.foretell_copy(*image, *node, Copy::Dropped),
+            Change::ReleaseCopy { image, node } => self.foretell_copy(*image, *node, Copy::Dropped),
             Change::CreateVm { name, .. } => one(Happening::VmCreated { vm: name.clone() }),
             Change::StartVm(id) => self.foretell_order(*id, VmOrder::Start),
             Change::StopVm { id, .. } => self.foretell_order(*id, VmOrder::Stop),

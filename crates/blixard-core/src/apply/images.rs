@@ -56,6 +56,18 @@ impl State {
         Ok(Answer::Done)
     }
 
+    /// Asked by a node that holds no copy, it is granted: there is nothing to give up.
+    pub(super) fn release_copy(&mut self, id: ImageId, node: NodeId) -> Outcome {
+        let image = self.images.get(&id).ok_or(Rejection::UnknownImage)?;
+        if let Err(reason) = self.may_release(id, node) {
+            return Err(Rejection::CopyNeeded { image: image.name.clone(), node, reason: reason.to_string() });
+        }
+        if let Some(image) = self.images.get_mut(&id) {
+            image.holders.remove(&node);
+        }
+        Ok(Answer::Done)
+    }
+
     /// An image whose last copy is reported gone stays in the catalog: users must see the loss, not miss an image.
     pub(super) fn report_copy(&mut self, id: ImageId, node: NodeId, present: bool) -> Outcome {
         let image = self.images.get_mut(&id).ok_or(Rejection::UnknownImage)?;

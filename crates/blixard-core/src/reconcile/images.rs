@@ -23,8 +23,9 @@ pub(super) fn reconcile(me: NodeId, state: &State, local: &LocalView, needs: &Ne
             continue;
         };
         let present = here == Some(&LocalImage::Complete);
-        // While it is being imported here, the command that adds it says what there is to say.
-        if here != Some(&LocalImage::Importing) && present != image.holders.contains(&me) {
+        // While it is being imported or given up here, the command for that says what there is to say.
+        let is_told = matches!(here, Some(LocalImage::Importing | LocalImage::Leaving));
+        if !is_told && present != image.holders.contains(&me) {
             plan.push(Action::Propose(Change::ReportCopy { image: id, node: me, present }));
         }
         let urgent = needs.get(&id).copied();
@@ -42,7 +43,7 @@ pub(super) fn reconcile(me: NodeId, state: &State, local: &LocalView, needs: &Ne
                     plan.look_again(now.plus_ms(FAILURE_LOOK_MS));
                 }
             }
-            Some(LocalImage::Complete | LocalImage::Importing) => {}
+            Some(LocalImage::Complete | LocalImage::Importing | LocalImage::Leaving) => {}
         }
     }
 }

@@ -191,7 +191,7 @@ impl Desk<'_> {
         match self.image {
             Some(LocalImage::Complete) => true,
             Some(LocalImage::Fetching { .. }) => self.is_bootable,
-            Some(LocalImage::Importing) | None => false,
+            Some(LocalImage::Importing | LocalImage::Leaving) | None => false,
         }
     }
 

@@ -177,7 +177,9 @@ fn ground(change: &mut Change, by: &mut Actor, state: &State) {
             image.holders = image.holders.iter().map(|id| nearest(&state.nodes, *id)).collect();
         }
         Change::DeleteImage(image) => known_image(image),
-        Change::WantCopy { image, node } | Change::ReportCopy { image, node, .. } => {
+        Change::WantCopy { image, node }
+        | Change::ReportCopy { image, node, .. }
+        | Change::ReleaseCopy { image, node } => {
             known_image(image);
             member(node);
             *by = Actor::Node(*node);
@@ -440,6 +442,7 @@ pub(crate) fn change() -> impl Strategy<Value = Change> {
         3 => (any_image(), node_id()).prop_map(|(image, node)| Change::WantCopy { image, node }),
         4 => (any_image(), node_id(), proptest::bool::weighted(0.8))
             .prop_map(|(image, node, present)| Change::ReportCopy { image, node, present }),
+        3 => (any_image(), node_id()).prop_map(|(image, node)| Change::ReleaseCopy { image, node }),
         10 => (any_vm(), 1_u8..8, any_spec(), any::<bool>()).prop_map(|(id, name, spec, start)| {
             Change::CreateVm { id, name: format!("vm-{name}").parse().expect("a vm name"), spec, start }
         }),

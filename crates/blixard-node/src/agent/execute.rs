@@ -41,6 +41,9 @@ impl Agent {
         for action in actions {
             match action {
                 Action::FetchImage { image, urgent } => {
+                    if urgent {
+                        self.desk().missed.insert(image);
+                    }
                     self.fetch(image, if urgent { Priority::VmWaiting } else { Priority::Copy }).await;
                 }
                 Action::DropImage { image } => self.drop_image(image).await,
@@ -122,6 +125,9 @@ impl Agent {
             Ok(())
         };
         let launching = Some((epoch, run, restarts));
+        if !self.hold_image_of(vm, OrderInHand { order: Order::Launch, launching }) {
+            return;
+        }
         self.order(vm, Order::Launch, launching, move |agent| async move { carry_out(agent).await }.instrument(span));
     }
 

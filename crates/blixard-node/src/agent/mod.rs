@@ -11,12 +11,14 @@
 //!                                    observe -> reconcile -> execute
 //! ```
 
+mod cache;
 mod execute;
 mod launch;
 mod lazily;
 mod observe;
 mod requests;
 mod sources;
+mod verify;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::net::UnixStream;
@@ -33,6 +35,8 @@ use crate::lazy::LazyDisks;
 use crate::metrics::{AGENT_LOOP, Metrics};
 use crate::raft::{ConsensusError, Raft};
 use crate::transfers::{TransferStatus, Transfers};
+pub(crate) use cache::{CachedImage, MakeRoomError};
+pub(crate) use verify::{Verification, VerifyState};
 
 /// How often the agent looks though nothing tells it to. It bounds how long a change that went unnoticed stays so.
 const TICK: Duration = Duration::from_secs(5);
@@ -61,6 +65,10 @@ struct Inner {
     /// From here on time is counted without regard to the wall clock.
     begun: Instant,
     desk: Mutex<Desk>,
+    /// Held while room is made: whoever is next may find that there is some.
+    making_room: tokio::sync::Mutex<()>,
+    /// Held while an image is read again: one at a time, because it takes all that a disk has.
+    verifying: Arc<tokio::sync::Mutex<()>>,
     /// Held while reports are being proposed: one batch at a time, so that none is proposed twice.
     reporting: Arc<tokio::sync::Mutex<()>>,
 }
@@ -71,6 +79,16 @@ struct Desk {
     orders: BTreeMap<VmId, execute::OrderInHand>,
     launch_failures: BTreeMap<VmId, observe::LaunchFailure>,
     importing: BTreeSet<ImageId>,
+    /// Images that are being given up.
+    leaving: BTreeSet<ImageId>,
+    /// Images that vms waited for, until they are launched.
+    missed: BTreeSet<ImageId>,
+    /// Whether there are vms here that the state does not know: what they use, nobody can say.
+    has_strays: bool,
+    /// When it was last looked whether images take too much.
+    cache_seen: Option<Instant>,
+    /// How the last verification of each image went.
+    verifications: BTreeMap<ImageId, Verification>,
     complete: BTreeSet<ImageId>,
     /// Where each transfer was last told to fetch from.
     sources: BTreeMap<ImageId, Vec<Holder>>,
@@ -119,6 +137,8 @@ impl Agent {
             wake: Notify::new(),
             begun: Instant::now(),
             desk: Mutex::default(),
+            making_room: Default::default(),
+            verifying: Arc::default(),
             reporting: Arc::default(),
         };
         Self { inner: Arc::new(inner) }
@@ -187,6 +207,7 @@ impl Agent {
         self.execute(plan.actions).await;
         self.tell_failing(&local);
         self.look_after_requests(&local).await?;
+        self.look_after_cache(&local).await?;
         Ok(plan.look_again_at)
     }
 

@@ -156,6 +156,9 @@ impl Agent {
         for image in importing {
             view.images.insert(image, LocalImage::Importing);
         }
+        for image in &self.desk().leaving {
+            view.images.insert(*image, LocalImage::Leaving);
+        }
         Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! The client side of the control API.
 
 mod access;
+mod cache;
 mod documents;
 mod guests;
 mod shares;

@@ -18,9 +18,11 @@ use crate::raft::Role;
 pub use confinement::{ConfinementView, PrivilegesView};
 pub use documents::{ConfigFileView, DocumentView, EntryView};
 
+mod cache;
 mod peers;
 mod shares;
 mod transfers;
+pub use cache::*;
 pub use peers::*;
 pub use shares::*;
 pub use transfers::*;

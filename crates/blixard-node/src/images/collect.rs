@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use iroh_blobs::Hash;
 use iroh_blobs::store::{ProtectCb, ProtectOutcome};
-use tokio::sync::{Notify, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
+use tokio::sync::{Notify, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock, watch};
 
 /// A run reads names and deletes files, which takes milliseconds; one that takes this long has ended without saying so.
 const RUN_MAX: Duration = Duration::from_secs(30);
@@ -28,6 +28,8 @@ struct Shared {
     due: Notify,
     gate: Arc<RwLock<()>>,
     run: Mutex<Option<Run>>,
+    /// How often the store was ready for a run, which is one more than have ended.
+    ended: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
@@ -38,13 +40,32 @@ struct Run {
 
 impl Collector {
     pub(super) fn new(every: Duration) -> Self {
-        let shared = Shared { every, due: Notify::new(), gate: Arc::default(), run: Mutex::new(None) };
+        let shared = Shared {
+            every,
+            due: Notify::new(),
+            gate: Arc::default(),
+            run: Mutex::new(None),
+            ended: watch::Sender::new(0),
+        };
         Self { shared: Arc::new(shared) }
     }
 
     /// Lets a run begin at once.
     pub(super) fn hurry(&self) {
         self.shared.due.notify_one();
+    }
+
+    /// Has a run made that begins after this call, and waits until it has ended.
+    pub(super) async fn run_now(&self) {
+        let mut ended = self.shared.ended.subscribe();
+        let wanted = {
+            // A run that is under way may have listed the names before the last of them was removed.
+            let run = self.shared.run.lock().expect("no holder of this lock panics");
+            *ended.borrow() + 1 + u64::from(run.is_some())
+        };
+        self.hurry();
+        // A store that has ended its loop never comes to it; that is told elsewhere.
+        let _ = tokio::time::timeout(RUN_MAX, ended.wait_for(|ended| *ended >= wanted)).await;
     }
 
     /// Whether the store's loop still runs.
@@ -85,7 +106,11 @@ impl Collector {
 impl Shared {
     async fn wait(&self) {
         // Being called again is how the end of the last run shows.
-        drop(self.run.lock().expect("no holder of this lock panics").take());
+        {
+            let mut run = self.run.lock().expect("no holder of this lock panics");
+            *run = None;
+            self.ended.send_modify(|ended| *ended += 1);
+        }
         tokio::select! {
             () = tokio::time::sleep(self.every) => {}
             () = self.due.notified() => {}

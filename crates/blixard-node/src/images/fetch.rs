@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use super::holders::Holder;
 use super::plan::Blob;
 use super::workers::Job;
-use super::{BlobError, Images, NoSpace};
+use super::{BlobError, Images, NoRoom, NoSpace};
 
 /// How far a fetch is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -58,6 +58,9 @@ pub(crate) enum FetchError {
     /// The disk is too small.
     #[error(transparent)]
     NoSpace(#[from] NoSpace),
+    /// Images would take more of the disk than they may.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     /// A part that was fetched before is not what it was.
     #[error("{0}")]
     Damaged(BlobError),
@@ -116,6 +119,8 @@ impl Images {
         let job = Job::new(self.clone(), &blobs, progress.clone());
         let bytes_done = bytes_total.saturating_sub(job.missing_bytes());
         progress.send_replace(Progress { bytes_done, bytes_total, bytes_received: 0, sources: 0 });
+        let _expected = self.inner.coming.expect(progress);
+        self.check_room(0).await?;
         if !job.is_done() {
             self.fetch_pieces(Arc::new(job), holders).await?;
         }
@@ -186,7 +191,7 @@ impl Images {
         }
         if here_before {
             // The node or the host ended between the last byte and the seal: the disk may have lost some of it.
-            self.verify(part.hash).await?;
+            self.rehash(part, |_| ()).await?;
         }
         Ok(self.seal(part.hash).await?)
     }

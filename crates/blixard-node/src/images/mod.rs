@@ -27,6 +27,7 @@ mod keep;
 mod limits;
 mod orders;
 mod plan;
+mod rehash;
 mod seal;
 mod serve;
 mod slices;
@@ -34,6 +35,7 @@ mod space;
 mod standing;
 #[cfg(test)]
 pub(crate) mod tests;
+mod uses;
 mod verified;
 mod workers;
 
@@ -51,6 +53,7 @@ use iroh_blobs::store::fs::FsStore;
 use iroh_blobs::store::fs::options::Options;
 use iroh_blobs::store::{GcConfig, fs::options::PathOptions};
 
+use crate::config::CacheMax;
 use crate::damage::check_database;
 use crate::transport::{Handler, Transport};
 
@@ -59,17 +62,21 @@ pub(crate) use fetch::{FetchError, Progress};
 pub(crate) use holders::Holder;
 pub(crate) use import::{ImportError, ImportedBlob};
 pub(crate) use limits::{BYTES_PER_S_MIN, Direction, Limits, Rates};
-pub(crate) use space::NoSpace;
+pub(crate) use space::{NoRoom, NoSpace, Usage};
 pub(crate) use standing::{SCORE_MAX, Standing};
+pub(crate) use uses::Uses;
 pub(crate) use verified::{PIECE_BYTES, Received, StreamError};
 
 use collect::Collector;
 use demand::Demands;
 use import::Imports;
+use space::Coming;
 use standing::Standings;
 
 /// The store's database, beside the folder with the blobs.
 const DATABASE: &str = "blobs.db";
+/// The file with the uses of images, beside it.
+const USES: &str = "uses.json";
 /// What to do when it is damaged.
 const STORE_LOST: &str = "move the folder images/ away: this node then fetches again what other nodes hold; an image that no \
                           other node holds has to be imported again, from its file or from images/data";
@@ -117,6 +124,10 @@ struct Inner {
     standings: Standings,
     limits: Limits,
     demands: Demands,
+    uses: Uses,
+    /// How much of the disk images may take.
+    max: CacheMax,
+    coming: Coming,
 }
 
 impl Images {
@@ -145,12 +156,18 @@ impl Images {
     ///
     /// # Errors
     /// When the directory cannot be used or another process has it open.
-    pub(crate) async fn open(dir: PathBuf, transport: Transport) -> anyhow::Result<Self> {
-        Self::open_collecting(dir, transport, COLLECT_EVERY).await
+    pub(crate) async fn open(dir: PathBuf, transport: Transport, max: CacheMax) -> anyhow::Result<Self> {
+        Self::open_collecting(dir, transport, max, COLLECT_EVERY).await
     }
 
-    async fn open_collecting(dir: PathBuf, transport: Transport, every: Duration) -> anyhow::Result<Self> {
+    async fn open_collecting(
+        dir: PathBuf,
+        transport: Transport,
+        max: CacheMax,
+        every: Duration,
+    ) -> anyhow::Result<Self> {
         let dir = std::path::absolute(&dir).with_context(|| format!("use {} for images", dir.display()))?;
+        let uses = Uses::open(&dir.join(USES))?;
         let collector = Collector::new(every);
         let mut options = Options::new(&dir);
         // Blobs within the database could not be opened by a hypervisor.
@@ -166,8 +183,9 @@ impl Images {
             .with_context(|| format!("open blob store in {}", dir.display()))?;
         let imports = Imports::new(files.temp_path.clone());
         let (standings, limits) = (Standings::default(), Limits::none());
-        let demands = Demands::new();
-        let inner = Inner { store, files, transport, collector, imports, standings, limits, demands };
+        let (demands, coming) = (Demands::new(), Coming::default());
+        let inner =
+            Inner { store, files, transport, collector, imports, standings, limits, demands, uses, max, coming };
         let images = Self { inner: Arc::new(inner) };
         images.remove_leftovers().await.with_context(|| format!("tidy the blob store in {}", dir.display()))?;
         Ok(images)
@@ -177,6 +195,11 @@ impl Images {
     pub(crate) fn handler(&self) -> Handler {
         let (store, limits) = (self.inner.store.deref().clone(), self.inner.limits.clone());
         crate::transport::handler(move |connection| serve::serve(store.clone(), limits.clone(), connection))
+    }
+
+    /// When each image was last used here, and which are pinned.
+    pub(crate) fn uses(&self) -> &Uses {
+        &self.inner.uses
     }
 
     /// How fast content may go, and how much has gone.
@@ -234,6 +257,11 @@ impl Images {
     /// How well other nodes have served this one since it started, by their keys.
     pub(crate) fn standings(&self) -> BTreeMap<EndpointId, Standing> {
         self.inner.standings.all()
+    }
+
+    /// Removes at once what no image keeps, and returns when that is done.
+    pub(crate) async fn collect(&self) {
+        self.inner.collector.run_now().await;
     }
 
     /// Whether blobs that no image keeps are still being removed. Once this is false it stays so until the node restarts,

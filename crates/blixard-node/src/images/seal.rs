@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use blixard_core::{BlobHash, Part};
-use futures::StreamExt;
 use iroh_blobs::Hash;
 use iroh_blobs::api::blobs::{Bitfield, BlobStatus};
 
@@ -45,20 +44,6 @@ impl Images {
         let (data, tree) = (self.inner.files.data_path(&name), self.inner.files.outboard_path(&name));
         let sealed = tokio::task::spawn_blocking(move || seal_files(&data, &tree)).await;
         sealed.map_err(|error| storage(&error))?.map_err(|error| storage(&error))
-    }
-
-    /// Reads a whole blob and checks it against its hash.
-    pub(super) async fn verify(&self, hash: BlobHash) -> Result<(), BlobError> {
-        let mut content =
-            std::pin::pin!(self.export(hash).await.map_err(|error| BlobError::Storage(error.to_string()))?);
-        while let Some(bytes) = content.next().await {
-            if let Err(error) = bytes {
-                tracing::error!(blob = %hash, %error, "a blob on this disk is not what was written");
-                let path = self.inner.files.data_path(&Hash::from_bytes(hash.0)).display().to_string();
-                return Err(BlobError::Damaged { hash, path });
-            }
-        }
-        Ok(())
     }
 
     /// Removes what a crash left behind: files of imports, and files of blobs that the database does not know. Called

@@ -15,6 +15,8 @@ use bytes::Bytes;
 use futures::StreamExt;
 use tokio::sync::watch;
 
+use crate::config::CacheMax;
+
 use super::{FetchError, Holder, Images, ImportedBlob, Progress};
 use crate::transport::{Handler, Protocol, SecretKey, Transport, TransportConfig};
 
@@ -42,7 +44,7 @@ impl TestNode {
 
     pub(crate) async fn start_in(dir: &Path, key: SecretKey) -> Self {
         let transport = open_transport(key).await;
-        let images = Images::open(dir.to_owned(), transport.clone()).await.unwrap();
+        let images = Images::open(dir.to_owned(), transport.clone(), CacheMax::Unlimited).await.unwrap();
         transport.serve(vec![(Protocol::Blobs, images.handler())]);
         Self { images, transport, dir: dir.to_owned(), _temp: None }
     }

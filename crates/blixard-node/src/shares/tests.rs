@@ -43,7 +43,8 @@ impl Sharer {
 
     async fn start_in(dir: &Path, key: SecretKey) -> Self {
         let transport = open_transport(key).await;
-        let images = Images::open(dir.join("images"), transport.clone()).await.unwrap();
+        let images =
+            Images::open(dir.join("images"), transport.clone(), crate::config::CacheMax::Unlimited).await.unwrap();
         let metrics = Arc::new(Metrics::default());
         let shares = Shares::open(&dir.join("shares.json"), images.clone(), metrics.clone()).await.unwrap();
         transport.serve(vec![(Protocol::Share, shares.handler())]);

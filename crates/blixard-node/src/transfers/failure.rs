@@ -60,7 +60,7 @@ impl From<FetchError> for Failure {
         let class = match &error {
             FetchError::NoSource | FetchError::AllSourcesFailed(_) => FailureClass::Sources,
             FetchError::Damaged(_) => FailureClass::Damaged,
-            FetchError::NoSpace(_) => FailureClass::NoSpace,
+            FetchError::NoSpace(_) | FetchError::NoRoom(_) => FailureClass::NoSpace,
             FetchError::WrongSize { .. } | FetchError::EmptyPart(_) => FailureClass::Manifest,
             FetchError::Storage(_) => FailureClass::Storage,
         };

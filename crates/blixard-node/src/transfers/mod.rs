@@ -296,6 +296,13 @@ impl Transfers {
         Ok(is_known)
     }
 
+    /// Tries again at once what failed because there was no room for it: there is some now.
+    pub(crate) fn retry_for_room(&self) {
+        if self.shared.queue().retry_for_room() {
+            self.shared.tell();
+        }
+    }
+
     /// All transfers, those that come first in front.
     pub(crate) fn list(&self) -> Vec<(ImageId, TransferStatus)> {
         let mut queue = self.shared.queue();
@@ -384,10 +391,15 @@ async fn fetch(images: Images, order: Order, metrics: Arc<Metrics>) -> Result<()
     let bytes = metrics.fetched_bytes.get_or_create(&[("priority", order.priority.word().into())]).clone();
     let _counted = Counted { progress: order.progress.clone(), bytes };
     images.keep(order.image, &order.manifest).await.map_err(|error| Failure::storage(format!("{error:#}")))?;
+    let has_another = order.sources.borrow().iter().any(|holder| holder.is_whole);
     let fetched = images.fetch(&order.manifest, order.sources, &order.progress).await;
-    if let Err(FetchError::Damaged(_)) = &fetched {
-        // The store replaces nothing that it takes for whole: the next attempt begins after it was removed.
+    if let Err(FetchError::Damaged(_)) = &fetched
+        && has_another
+    {
+        // The store replaces nothing that it takes for whole: the next attempt begins after it was removed. Where nobody else
+        // has it, what is damaged is better than nothing.
         images.drop_image(order.image).await.map_err(|error| Failure::storage(format!("{error:#}")))?;
+        images.collect().await;
     }
     Ok(fetched?)
 }

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use super::meter::Meter;
-use super::{Failure, Order, Priority, TransferState, TransferStatus};
+use super::{Failure, FailureClass, Order, Priority, TransferState, TransferStatus};
 use crate::backoff;
 use crate::images::{Holder, Progress};
 
@@ -189,6 +189,20 @@ impl Queue {
         if let Some(transfer) = self.transfers.get_mut(&image).filter(|transfer| !transfer.is_running()) {
             transfer.state = State::Queued;
         }
+    }
+
+    /// Queues what failed for want of room. Whether there was any.
+    pub(super) fn retry_for_room(&mut self) -> bool {
+        let wants_room = |transfer: &&mut Transfer| {
+            let class = transfer.failure.as_ref().map(|failure| failure.class);
+            matches!(transfer.state, State::Failed { .. }) && class == Some(FailureClass::NoSpace)
+        };
+        let mut retried = false;
+        for transfer in self.transfers.values_mut().filter(wants_room) {
+            transfer.state = State::Queued;
+            retried = true;
+        }
+        retried
     }
 
     pub(super) fn status(&self, image: ImageId) -> Option<TransferStatus> {

@@ -111,7 +111,13 @@ async fn a_node_tells_what_came_from_whom_and_how_it_finds_the_others() {
     holders(&client, "tiny", 3).await;
     let mut came = 0;
     for (at, client) in clients.iter().enumerate() {
-        let peers = client.peers().await.unwrap();
+        let peers = client.peers(None).await.unwrap();
+        // The second asks for itself what the first was asked about it.
+        if at == 1 {
+            let through = clients[0].peers(Some(NodeId(2))).await.unwrap();
+            let nodes = |peers: &[blixard_node::api::PeerView]| peers.iter().map(|peer| peer.node).collect::<Vec<_>>();
+            assert_eq!(nodes(&through), nodes(&peers));
+        }
         let others: Vec<NodeId> = configs.iter().map(|config| config.id).filter(|id| *id != configs[at].id).collect();
         assert_eq!(peers.iter().map(|peer| peer.node).collect::<Vec<_>>(), others);
         for peer in &peers {

@@ -3,6 +3,7 @@
 
 mod audit;
 mod bench;
+mod cache;
 mod consensus;
 mod documents;
 mod hostile;

@@ -1,5 +1,8 @@
 //! `blixard image`: what vms boot from.
 
+mod cache;
+mod explain;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -55,6 +58,62 @@ pub(super) enum Verb {
         #[command(flatten)]
         output: Output,
     },
+    /// Show what images take of each node and may take (`cache.max`), when each was last used, and why it stays or when it goes.
+    #[command(after_help = "Examples:
+  blixard image cache
+  blixard image cache --node 3 -o json")]
+    Cache {
+        /// Only this node.
+        #[arg(long, value_name = "N", value_parser = values::node_id)]
+        node: Option<NodeId>,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Explain where the copies of an image are and are going, and why.
+    #[command(after_help = "Examples:
+  blixard image explain debian")]
+    Explain {
+        /// The image's name.
+        #[arg(value_name = "NAME")]
+        name: ImageName,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Keep an image on a node whatever room is needed for. Where it is not there yet, it is fetched.
+    #[command(after_help = "Examples:
+  blixard image pin debian --node 3")]
+    Pin(OnNode),
+    /// Keep an image on a node only while it is needed there and there is room.
+    #[command(after_help = "Examples:
+  blixard image unpin debian --node 3")]
+    Unpin(OnNode),
+    /// Read copies of an image again and hold every byte against its hash. What is damaged is fetched again from other nodes.
+    #[command(after_help = "Examples:
+  blixard image verify debian                 every node that holds it
+  blixard image verify debian --node 3
+
+It ends with 13 when a copy is damaged that no other node has.")]
+    Verify {
+        /// The image's name.
+        #[arg(value_name = "NAME")]
+        name: ImageName,
+        /// Only the copy on this node.
+        #[arg(long, value_name = "N", value_parser = values::node_id)]
+        node: Option<NodeId>,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Remove at once what no image keeps on a node, and say how much that has freed. It is done by itself once a minute.
+    #[command(after_help = "Examples:
+  blixard image gc
+  blixard image gc --node 3")]
+    Gc {
+        /// The node; without it, the one that is asked.
+        #[arg(long, value_name = "N", value_parser = values::node_id)]
+        node: Option<NodeId>,
+        #[command(flatten)]
+        output: Output,
+    },
     /// Delete an image. One that vms use stays.
     #[command(after_help = "Examples:
   blixard image delete debian")]
@@ -81,6 +140,19 @@ pub(super) enum Verb {
         #[arg(short = 'o', long = "output", value_name = "FILE")]
         file: PathBuf,
     },
+}
+
+/// An image on a node.
+#[derive(Debug, Args)]
+pub(super) struct OnNode {
+    /// The image's name.
+    #[arg(value_name = "NAME")]
+    name: ImageName,
+    /// The node; without it, the one that is asked.
+    #[arg(long, value_name = "N", value_parser = values::node_id)]
+    node: Option<NodeId>,
+    #[command(flatten)]
+    output: Output,
 }
 
 /// What to import.
@@ -152,6 +224,20 @@ pub(super) async fn run(node: NodeAddress, verb: Verb) -> anyhow::Result<()> {
                 output.show(&answer, |_| text, |_| vec![name.clone()])
             })
             .await
+        }
+        Verb::Cache { node: shown, output } => node.ask(async |client| cache::show(client, shown, output).await).await,
+        Verb::Explain { name, output } => node.ask(async |client| explain::show(client, &name, output).await).await,
+        Verb::Pin(OnNode { name, node: target, output }) => {
+            node.ask(async |client| cache::pin(client, &name, target, true, output).await).await
+        }
+        Verb::Unpin(OnNode { name, node: target, output }) => {
+            node.ask(async |client| cache::pin(client, &name, target, false, output).await).await
+        }
+        Verb::Verify { name, node: target, output } => {
+            node.ask(async |client| cache::verify(client, &name, target, output).await).await
+        }
+        Verb::Gc { node: target, output } => {
+            node.ask(async |client| cache::collect(client, target, output).await).await
         }
         Verb::Delete { name, output } => {
             node.ask(async |client| {

@@ -1,23 +1,28 @@
 //! `blixard peer`: how a node finds the others.
 
+use blixard_core::NodeId;
 use blixard_node::api::PeerView;
 use clap::Subcommand;
 
 use super::connect::NodeAddress;
 use super::output::{self, Output, Table};
+use super::values;
 
 /// What to do about the other nodes.
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
-    /// List the other nodes as the asked one finds them: how far they are, what came from them, and how well they served.
+    /// List the other nodes as one of them finds them: how far they are, what came from them, and how well they served.
     #[command(after_help = "Examples:
   blixard peer list
-  blixard peer list --addr 127.0.0.1:7003      as node 3 finds them
+  blixard peer list --node 3                   as node 3 finds them
   blixard peer list -o json                    with their failures and bytes in both directions
 
 A node begins with a score of 100. It loses some by each failure as a source of images, and nearly all by content that does
 not match its hash; below 50 it is asked only for what no other has. What it has lost comes back: half of it in ten minutes.")]
     List {
+        /// The node that is to say how it finds the others; without it, the one that is asked.
+        #[arg(long, value_name = "N", value_parser = values::node_id)]
+        node: Option<NodeId>,
         #[command(flatten)]
         output: Output,
     },
@@ -25,8 +30,8 @@ not match its hash; below 50 it is asked only for what no other has. What it has
 
 /// Does what was asked for.
 pub(super) async fn run(node: NodeAddress, verb: Verb) -> anyhow::Result<()> {
-    let Verb::List { output } = verb;
-    let peers = node.ask(async |client| Ok(client.peers().await?)).await?;
+    let Verb::List { node: finder, output } = verb;
+    let peers = node.ask(async |client| Ok(client.peers(finder).await?)).await?;
     output.show(&peers, |peers| text(peers), |peers| peers.iter().map(|peer| peer.node).collect())
 }
 
@@ -62,7 +67,7 @@ fn milliseconds(us: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use blixard_core::{EndpointId, NodeId};
+    use blixard_core::EndpointId;
     use blixard_node::api::PeerPath;
 
     use super::*;

@@ -41,8 +41,9 @@ fn every_verb_shows_examples() {
                     remove|cluster revoke|cluster set|cluster status|cluster token create|cluster token \
                     list|cluster token revoke|completions|config show|context add|context list|context \
                     remove|context show|context use|doc create|doc delete|doc export|doc get|doc list|doc ls|doc \
-                    set|doc watch|events|fetch|image delete|image export|image fetch|image import|image list|image \
-                    show|node|peer list|share|transfer cancel|transfer limit|transfer list|transfer pause|transfer \
+                    set|doc watch|events|fetch|image cache|image delete|image explain|image export|image fetch|image \
+                    gc|image import|image list|image pin|image show|image unpin|image verify|node|peer \
+                    list|share|transfer cancel|transfer limit|transfer list|transfer pause|transfer \
                     resume|transfer stats|transfer watch|vm console|vm create|vm delete|vm explain|vm list|vm \
                     logs|vm restart|vm start|vm status|vm stop";
     assert_eq!(seen.join("|"), expected);

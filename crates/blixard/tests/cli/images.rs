@@ -37,6 +37,29 @@ fn an_image_goes_in_and_comes_out_unchanged() {
 }
 
 #[test]
+fn the_cache_says_what_is_there_and_whether_it_is_sound() {
+    let bench = Bench::new();
+    let _node = bench.node();
+    bench.run(&["image", "import", "--name", "one", &bench.disk("d.raw", 1)]).ends_with(0);
+    bench.run(&["image", "pin", "one"]).ends_with(0);
+    let cache = bench.run(&["image", "cache", "-o", "json"]).ends_with(0).json();
+    assert_eq!((&cache[0]["images"][0]["image"], &cache[0]["images"][0]["stays"]), (&"one".into(), &"pinned".into()));
+    bench.run(&["image", "unpin", "one"]).ends_with(0);
+    let kept = bench.run(&["image", "cache", "--node", "1"]).ends_with(0).stdout;
+    assert!(kept.contains("stays: 0 other nodes hold it, and 2 copies are to be kept"), "{kept}");
+    bench.run(&["image", "cache", "--node", "9"]).ends_with(5);
+    let sound = bench.run(&["image", "verify", "one"]).ends_with(0).stdout;
+    assert!(sound.contains("sound") && sound.contains("3 MiB"), "{sound}");
+    let explained = bench.run(&["image", "explain", "one", "-o", "json"]).ends_with(0).json();
+    assert_eq!((&explained[0]["node"], &explained[0]["state"]), (&1.into(), &"held".into()));
+    let freed = bench.run(&["image", "gc"]).ends_with(0).stdout;
+    assert!(freed.starts_with("node 1 has freed 0"), "{freed}");
+    for verb in ["pin", "verify", "explain"] {
+        bench.run(&["image", verb, "nothing"]).ends_with(5);
+    }
+}
+
+#[test]
 fn what_is_no_image_is_refused() {
     let bench = Bench::new();
     let _node = bench.node();

@@ -1,9 +1,10 @@
 //! Requests about who may join, who may ask, who asked for what, and how nodes find each other.
 
-use blixard_core::{EndpointId, TokenId};
+use blixard_core::{EndpointId, NodeId, TokenId};
 use futures::Stream;
 use http::Method;
 
+use super::transfers::about;
 use super::{Client, ClientError, lines_of};
 use crate::api::views::{AuditView, ClientView, CreateToken, CreatedToken, GrantClient, PeerView, TokenView};
 
@@ -56,12 +57,12 @@ impl Client {
         self.call(Method::DELETE, &format!("/v1/clients/{client}"), None::<&()>).await
     }
 
-    /// The other nodes as the asked one finds them.
+    /// The other nodes as one of them finds them; without a number, the one that is asked.
     ///
     /// # Errors
     /// See [`ClientError`].
-    pub async fn peers(&self) -> Result<Vec<PeerView>, ClientError> {
-        self.get("/v1/peers").await
+    pub async fn peers(&self, node: Option<NodeId>) -> Result<Vec<PeerView>, ClientError> {
+        self.get(&format!("/v1/peers{}", about(node))).await
     }
 
     /// The last entries of the audit trail, oldest first.

@@ -7,7 +7,7 @@ use super::{Client, ClientError};
 use crate::api::views::{LimitsView, NodeTransfersView, SetLimits, TransferOrder};
 
 /// The node that a request is about, as a query; without one, it is the node that is asked.
-fn about(node: Option<NodeId>) -> String {
+pub(super) fn about(node: Option<NodeId>) -> String {
     node.map_or_else(String::new, |node| format!("?node={node}"))
 }
 

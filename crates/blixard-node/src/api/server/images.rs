@@ -7,12 +7,14 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use blixard_core::{Answer, BlobHash, Change, DiskFormat, DiskPart, Image, ImageName, Manifest, NodeId, Part};
 use blixard_hypervisor::InspectError;
-use futures::TryStreamExt;
+use bytes::Bytes;
+use futures::{Stream, TryStreamExt};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http_body_util::BodyExt;
 
 use super::view::GroupSeen;
 use super::{Asker, BYTES, Body, Freshness, Json, Path, Query, Server};
+use crate::agent::MakeRoomError;
 use crate::api::fault::{Fault, FaultKind};
 use crate::api::views::{AddImage, BlobView, ImageSource, ImageView};
 use crate::clock;
@@ -23,6 +25,8 @@ use crate::metrics::outcome;
 const QEMU_IMG: &str = "qemu-img";
 /// Uploads that wait to become part of an image, at most.
 const UPLOADS_MAX: usize = 64;
+/// For so much of an upload room is made at a time: seldom enough to cost nothing, and little enough to go to the limit.
+const ROOM_STEP_BYTES: u64 = 4 << 20;
 /// How long an upload waits to become part of an image before it is dropped.
 const UPLOAD_KEPT: Duration = Duration::from_secs(3600);
 
@@ -36,10 +40,13 @@ pub(super) async fn upload(State(server): State<Server>, body: RawBody) -> Resul
         }
     }
     let content = TryStreamExt::map_err(body.into_data_stream(), std::io::Error::other);
-    let imported = server.inner.images.import(content).await;
+    let imported = server.inner.images.import(with_room(&server, content)).await;
     let metrics = &server.inner.metrics;
     metrics.imports.get_or_create(&outcome(imported.is_ok())).inc();
     let blob = imported.map_err(|error| match error {
+        ImportError::Source(error) if error.get_ref().is_some_and(|error| error.is::<MakeRoomError>()) => {
+            Fault::new(FaultKind::Conflict, error)
+        }
         ImportError::Source(_) => Fault::bad_request(format!("the upload broke off: {error}")),
         ImportError::Empty => Fault::bad_request(error),
         other => Fault::new(FaultKind::Internal, format!("{:#}", anyhow::Error::from(other))),
@@ -48,6 +55,26 @@ pub(super) async fn upload(State(server): State<Server>, body: RawBody) -> Resul
     let view = BlobView { hash: blob.hash, bytes: blob.bytes };
     server.inner.uploads.lock().expect("no holder of this lock panics").insert(blob.hash, (blob, Instant::now()));
     Ok(Json(view))
+}
+
+/// The same content, for which room is made as it comes: how much there will be, nobody says before.
+fn with_room(
+    server: &Server,
+    content: impl Stream<Item = std::io::Result<Bytes>> + Send,
+) -> impl Stream<Item = std::io::Result<Bytes>> + Send {
+    let (agent, mut room_bytes) = (server.inner.agent.clone(), 0u64);
+    content.and_then(move |piece| {
+        let bytes = piece.len() as u64;
+        let wanted_bytes = (room_bytes < bytes).then_some(bytes.max(ROOM_STEP_BYTES));
+        room_bytes = wanted_bytes.unwrap_or(room_bytes).saturating_sub(bytes);
+        let agent = agent.clone();
+        async move {
+            if let Some(wanted_bytes) = wanted_bytes {
+                agent.make_room(wanted_bytes).await.map_err(std::io::Error::other)?;
+            }
+            Ok(piece)
+        }
+    })
 }
 
 pub(super) async fn add(

@@ -3,6 +3,7 @@
 mod ask;
 mod audit;
 mod body;
+mod cache;
 mod clients;
 mod cluster;
 mod documents;

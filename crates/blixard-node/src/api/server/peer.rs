@@ -14,11 +14,15 @@ use blixard_core::{BlobHash, EndpointId, ImageId, NodeId, ShareId, VmId};
 use serde::Deserialize;
 
 use super::ask::LogQuery;
+use super::cache::{self, Pinning};
 use super::extract::{Inputs, reader};
-use super::{Body, Json, Path, Query, Server, logs, queue, shares, transfers, vms};
+use super::{Body, Json, Path, Query, Server, logs, peers, queue, shares, transfers, vms};
 use crate::api::CLIENT_HEADER;
 use crate::api::fault::Fault;
-use crate::api::views::{LimitsView, LiveView, NodeSharesView, NodeTransfersView, SetLimits, TransferOrder};
+use crate::api::views::{
+    CollectedView, LimitsView, LiveView, NodeCacheView, NodeSharesView, NodeTransfersView, PeerView, SetLimits,
+    TransferOrder, VerificationView,
+};
 
 /// A request of a member.
 struct Route {
@@ -38,8 +42,9 @@ fn route<T: Inputs + 'static>(
     Route { path, least, handler: on(method, handler), reader: reader::<T>(method) }
 }
 
-fn table() -> [Route; 11] {
+fn table() -> [Route; 17] {
     const GET: MethodFilter = MethodFilter::GET;
+    const POST: MethodFilter = MethodFilter::POST;
     [
         route(None, GET, "/group", async |State(server): State<Server>| Json(server.inner.raft.view())),
         route(None, GET, "/vms/{vm}/live", serve_live),
@@ -52,6 +57,12 @@ fn table() -> [Route; 11] {
         route(Some(Operator), MethodFilter::PUT, "/transfers/limits", serve_set_limits),
         route(Some(Viewer), GET, "/shares", serve_shares),
         route(Some(Operator), MethodFilter::DELETE, "/shares/{share}", serve_stop_share),
+        route(Some(Viewer), GET, "/peers", serve_peers),
+        route(Some(Viewer), GET, "/cache", serve_cache),
+        route(Some(Operator), POST, "/cache/gc", serve_collect),
+        route(Some(Operator), POST, "/cache/{image}/{pinning}", serve_pin),
+        route(Some(Operator), POST, "/cache/{image}/verify", serve_verify),
+        route(Some(Viewer), GET, "/cache/{image}/verify", serve_verification),
     ]
 }
 
@@ -127,6 +138,39 @@ async fn serve_order(
 ) -> Result<Json<NodeId>, Fault> {
     tracing::info!(image = %image.short(), ?order, "a transfer is ordered through another node");
     queue::order_here(&server, image, order).await.map(Json)
+}
+
+async fn serve_peers(State(server): State<Server>) -> Json<Vec<PeerView>> {
+    Json(peers::here(&server))
+}
+
+async fn serve_cache(State(server): State<Server>) -> Json<NodeCacheView> {
+    Json(cache::here(&server).await)
+}
+
+async fn serve_collect(State(server): State<Server>) -> Json<CollectedView> {
+    Json(cache::collect_here(&server).await)
+}
+
+async fn serve_pin(
+    State(server): State<Server>,
+    Path((image, pinning)): Path<(ImageId, Pinning)>,
+) -> Result<Json<NodeId>, Fault> {
+    cache::pin_here(&server, image, pinning).await.map(Json)
+}
+
+async fn serve_verify(
+    State(server): State<Server>,
+    Path(image): Path<ImageId>,
+) -> Result<Json<VerificationView>, Fault> {
+    cache::verify_here(&server, image).map(Json)
+}
+
+async fn serve_verification(
+    State(server): State<Server>,
+    Path(image): Path<ImageId>,
+) -> Result<Json<VerificationView>, Fault> {
+    cache::verification_here(&server, image).map(Json)
 }
 
 async fn serve_limits(State(server): State<Server>) -> Json<LimitsView> {

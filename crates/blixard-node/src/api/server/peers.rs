@@ -1,21 +1,36 @@
-//! Requests about how the asked node finds the others.
+//! Requests about how a node finds the others.
 
 use std::time::Instant;
 
 use axum::extract::State;
 use blixard_core::SITE_LABEL;
+use http::Method;
 
-use super::{Json, Server};
+use super::ask::{self, NO_BODY};
+use super::transfers::About;
+use super::{Asker, Json, Query, Server};
+use crate::api::fault::Fault;
 use crate::api::views::{PeerPath, PeerView};
 use crate::images::SCORE_MAX;
 use crate::transport::PathKind;
 
-/// Every other member. What is said of them is this node's own knowledge, so nobody is asked.
-pub(super) async fn list(State(server): State<Server>) -> Json<Vec<PeerView>> {
+pub(super) async fn list(
+    State(server): State<Server>,
+    asker: Asker,
+    Query(about): Query<About>,
+) -> Result<Json<Vec<PeerView>>, Fault> {
+    match about.elsewhere(&server)? {
+        None => Ok(Json(here(&server))),
+        Some(node) => ask::about_node(&server, node, asker.caller.0, Method::GET, "/peers", NO_BODY).await.map(Json),
+    }
+}
+
+/// Every other member, as this node knows it.
+pub(super) fn here(server: &Server) -> Vec<PeerView> {
     let (standings, traffic) = (server.inner.images.standings(), server.inner.transport.traffic());
     let now = Instant::now();
     let me = server.inner.me;
-    Json(server.inner.raft.read(|state| {
+    server.inner.raft.read(|state| {
         let others = state.nodes.values().filter(|node| node.id != me);
         let peers = others.map(|node| {
             let standing = standings.get(&node.endpoint);
@@ -42,5 +57,5 @@ pub(super) async fn list(State(server): State<Server>) -> Json<Vec<PeerView>> {
             }
         });
         peers.collect()
-    }))
+    })
 }

@@ -19,7 +19,7 @@ use crate::metrics::outcome;
 use crate::transfers::{Cancelled, FailureClass, Priority, TransferState, TransferStatus};
 
 /// Nodes that are asked at once for their queues: the answers of many more would only wait for each other.
-const ASKED_AT_ONCE: usize = 32;
+pub(super) const ASKED_AT_ONCE: usize = 32;
 
 pub(super) async fn list(State(server): State<Server>, asker: Asker) -> Json<Vec<NodeTransfersView>> {
     let members = server.inner.raft.read(|state| {

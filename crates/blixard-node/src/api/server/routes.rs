@@ -19,12 +19,14 @@ use schemars::SchemaGenerator;
 use super::extract::{Inputs, Operation, reader};
 use super::openapi::{Answer, Document, bytes, console, json, lines};
 use super::{
-    Server, audit, clients, cluster, documents, events, images, logs, peers, queue, shares, tokens, transfers, vms,
+    Server, audit, cache, clients, cluster, documents, events, images, logs, peers, queue, shares, tokens, transfers,
+    vms,
 };
 use crate::api::fault::{Fault, FaultKind};
 use crate::api::views::{
-    AuditView, BlobView, ClientView, ClusterView, CreatedShare, CreatedToken, DocumentView, EntryView, EventView,
-    ExplainView, ImageView, LimitsView, NodeSharesView, NodeTransfersView, PeerView, TokenView, VmView,
+    AuditView, BlobView, ClientView, ClusterView, CollectedView, CreatedShare, CreatedToken, DocumentView, EntryView,
+    EventView, ExplainView, ImageView, LimitsView, NodeCacheView, NodeSharesView, NodeTransfersView, PeerView,
+    TokenView, VerificationView, VmView,
 };
 use crate::transport::http::Caller;
 
@@ -95,7 +97,7 @@ fn table() -> Vec<Route> {
             Method::GET,
             "/v1/peers",
             peers::list,
-            "List the other nodes as the asked one finds them, as sources of images.",
+            "List the other nodes as one of them finds them, as sources of images.",
             json::<Vec<PeerView>>,
         ),
         route(Viewer, Method::GET, "/v1/events", events::list, "List what happened.", json::<Vec<EventView>>),
@@ -142,6 +144,54 @@ fn table() -> Vec<Route> {
             queue::fetch,
             "Have a node fetch an image.",
             json::<NodeId>,
+        ),
+        route(
+            Operator,
+            Method::POST,
+            "/v1/images/{name}/pin",
+            cache::pin,
+            "Keep an image on a node whatever happens.",
+            json::<NodeId>,
+        ),
+        route(
+            Operator,
+            Method::POST,
+            "/v1/images/{name}/unpin",
+            cache::unpin,
+            "Keep an image on a node only while it is needed and there is room.",
+            json::<NodeId>,
+        ),
+        route(
+            Operator,
+            Method::POST,
+            "/v1/images/{name}/verify",
+            cache::verify,
+            "Have a node read its copy of an image again, and fetch it again if it is damaged.",
+            json::<VerificationView>,
+        ),
+        route(
+            Viewer,
+            Method::GET,
+            "/v1/images/{name}/verify",
+            cache::verification,
+            "Show how the verification of a node's copy goes, or how the last one went.",
+            json::<VerificationView>,
+        ),
+        route(
+            Viewer,
+            Method::GET,
+            "/v1/cache",
+            cache::list,
+            "List what images take of each node, and which of them would go.",
+            json::<Vec<NodeCacheView>>,
+        ),
+        route(
+            Operator,
+            Method::POST,
+            "/v1/cache/gc",
+            cache::collect,
+            "Have a node remove what nothing keeps.",
+            json::<CollectedView>,
         ),
         route(
             Viewer,

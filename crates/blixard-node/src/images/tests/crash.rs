@@ -1,7 +1,10 @@
-//! A fetch whose process is killed.
+//! Processes that are killed: in a fetch, and at any moment of whatever a store does.
 
+use std::collections::BTreeSet;
+use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 
+use blixard_core::ImageId;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -60,4 +63,118 @@ async fn what_was_verified_before_a_kill_is_not_fetched_again() {
     assert_eq!(progress.bytes_received, manifest.bytes() - here);
     assert!(node.content(&manifest).await == content);
     node.stop().await;
+}
+
+/// The same for the test below, with the images that the source has and a number that all else follows from.
+const STORM: &str = "BLIXARD_TEST_STORM";
+/// Processes that are killed, one after the other, over one store.
+const KILLS: u8 = 10;
+
+/// Does whatever a store does, for ever, and writes down what it has done; a thread kills it at a moment that nobody chose.
+async fn work_and_die(task: &str) {
+    let (dir, source, manifests, seed): (PathBuf, PeerAddress, Vec<Manifest>, u8) = serde_json::from_str(task).unwrap();
+    let mut dice = blake3::Hasher::new().update(&[seed]).finalize_xof();
+    let mut draw = move |below: u16| {
+        let mut bytes = [0; 2];
+        dice.fill(&mut bytes);
+        u16::from_le_bytes(bytes) % below
+    };
+    let node = TestNode::start_in(&dir.join("images"), load_or_create_key(&dir.join("key")).unwrap()).await;
+    node.transport.learn(&source);
+    let lives = Duration::from_millis(draw(400).into());
+    std::thread::spawn(move || {
+        std::thread::sleep(lives);
+        kill(Pid::this(), Signal::SIGKILL).unwrap();
+    });
+    let mut journal = std::fs::File::options().append(true).create(true).open(dir.join("journal")).unwrap();
+    let mut write = |word: &str, image: ImageId| writeln!(journal, "{word} {image}").unwrap();
+    for number in 0.. {
+        let kept: Vec<ImageId> = node.images.kept().await.unwrap().into_iter().collect();
+        match draw(4) {
+            0 => {
+                let content = random(draw(250) as u8, MIB + usize::from(draw(4)) * 700_000 + number);
+                write("has", node.import_disk(&content).await.id());
+            }
+            1 => {
+                let manifest = &manifests[usize::from(draw(3))];
+                node.fetch_from(manifest, &[source.endpoint], &watch::Sender::default()).await.unwrap();
+                write("has", manifest.id());
+            }
+            2 if !kept.is_empty() => {
+                let image = kept[usize::from(draw(u16::try_from(kept.len()).unwrap()))];
+                write("drops", image);
+                node.images.drop_image(image).await.unwrap();
+            }
+            _ => node.images.collect().await,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_at_any_moment_neither_loses_nor_leaks() {
+    if let Ok(task) = std::env::var(STORM) {
+        return work_and_die(&task).await;
+    }
+    let source = TestNode::start().await;
+    let mut manifests = Vec::new();
+    for seed in 251..254 {
+        manifests.push(source.import_disk(&random(seed, 5 * MIB)).await);
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let key = load_or_create_key(&temp.path().join("key")).unwrap();
+    source.transport.access().set_members([source.id(), key.id()]);
+    let mut held = 0;
+    for seed in 0..KILLS {
+        let task = serde_json::to_string(&(temp.path(), source.transport.address(), &manifests, seed)).unwrap();
+        let child = tokio::process::Command::new(std::env::current_exe().unwrap())
+            .args(["images::tests::crash::a_kill_at_any_moment_neither_loses_nor_leaks", "--exact", "--nocapture"])
+            .env(STORM, task)
+            .kill_on_drop(true)
+            .output();
+        let child = in_time(child).await.unwrap();
+        assert_eq!(child.status.signal(), Some(9), "{}", String::from_utf8_lossy(&child.stderr));
+
+        // The journal is written by the operating system whatever becomes of the process; its last word may be of what was not
+        // done any more.
+        let journal = std::fs::read_to_string(temp.path().join("journal")).unwrap_or_default();
+        let mut must_be = BTreeSet::new();
+        for (word, image) in journal.lines().filter_map(|line| line.split_once(' ')) {
+            let image: ImageId = image.parse().unwrap();
+            match word {
+                "has" => must_be.insert(image),
+                _ => must_be.remove(&image),
+            };
+        }
+        let node = TestNode::start_in(&temp.path().join("images"), key.clone()).await;
+        let kept = node.images.kept().await.unwrap();
+        assert!(must_be.is_subset(&kept), "seed {seed}: of {must_be:?} only {kept:?} are kept");
+        node.images.collect().await;
+        let data = node.dir.join("data");
+        let mut whole = BTreeSet::new();
+        for file in std::fs::read_dir(&data).unwrap().flatten() {
+            let path = file.path();
+            let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+            let is_data = path.extension().is_some_and(|kind| kind == "data");
+            if is_data && blake3::hash(&std::fs::read(&path).unwrap()).to_hex().as_str() == name {
+                whole.insert(name);
+            }
+        }
+        let mut blobs = BTreeSet::new();
+        for tag in node.images.inner.store.tags().list().await.unwrap().collect::<Vec<_>>().await {
+            let tag = tag.unwrap();
+            let image = String::from_utf8_lossy(tag.name.as_ref()).split('/').nth(1).and_then(|id| id.parse().ok());
+            if image.is_some_and(|image: ImageId| must_be.contains(&image)) {
+                assert!(whole.contains(&tag.hash.to_string()), "seed {seed}: {image:?} is not what it was");
+                held += 1;
+            }
+            blobs.insert(tag.hash.to_string());
+        }
+        let files = std::fs::read_dir(&data).unwrap().flatten().map(|file| file.path());
+        let known = |path: &PathBuf| path.file_stem().is_some_and(|name| blobs.contains(name.to_str().unwrap()));
+        let leaked: Vec<PathBuf> = files.filter(|path| !known(path)).collect();
+        assert!(leaked.is_empty(), "seed {seed}: nothing keeps {leaked:?}");
+        assert_eq!(std::fs::read_dir(node.dir.join("temp")).unwrap().count(), 0, "seed {seed}");
+        node.stop().await;
+    }
+    assert!(held > 0, "there was something to lose");
 }

@@ -12,7 +12,7 @@ const MIB: usize = 1 << 20;
 
 async fn open(dir: &Path, every: Duration) -> (Images, Transport) {
     let transport = open_transport(SecretKey::generate()).await;
-    let images = Images::open_collecting(dir.to_owned(), transport.clone(), every).await.unwrap();
+    let images = Images::open_collecting(dir.to_owned(), transport.clone(), CacheMax::Unlimited, every).await.unwrap();
     (images, transport)
 }
 

@@ -38,7 +38,7 @@ fn slow_handler(node: &TestNode, bytes_a_second: u64) -> (Handler, Arc<AtomicU64
 async fn slow_source(content: &[u8], bytes_a_second: u64) -> (TestNode, Manifest, Arc<AtomicU64>) {
     let temp = tempfile::tempdir().unwrap();
     let transport = open_transport(SecretKey::generate()).await;
-    let images = Images::open(temp.path().to_owned(), transport.clone()).await.unwrap();
+    let images = Images::open(temp.path().to_owned(), transport.clone(), CacheMax::Unlimited).await.unwrap();
     let node = TestNode { images, transport, dir: temp.path().to_owned(), _temp: Some(temp) };
     let (handler, sent) = slow_handler(&node, bytes_a_second);
     node.transport.serve(vec![(Protocol::Blobs, handler)]);

@@ -143,6 +143,19 @@ fn what_cannot_become_better_is_tried_again_only_when_somebody_says_so() {
 }
 
 #[test]
+fn when_there_is_room_what_had_none_is_tried_at_once() {
+    let (mut queue, now) = (queue(), Instant::now());
+    let ids = [1, 2].map(|number| want(&mut queue, number, Priority::Copy));
+    for (id, class) in ids.into_iter().zip([FailureClass::NoSpace, FailureClass::Sources]) {
+        let (attempt, order) = queue.start(now).expect("it is queued");
+        assert_eq!(order.image, id);
+        queue.ended(id, attempt, Err(Failure { class, reason: "no".to_owned() }), now, 0);
+    }
+    assert!(queue.retry_for_room() && !queue.retry_for_room());
+    assert_eq!((start(&mut queue, now), start(&mut queue, now)), (Some(ids[0]), None));
+}
+
+#[test]
 fn a_failure_is_said_until_something_comes() {
     let (mut queue, now) = (queue(), Instant::now());
     let id = want(&mut queue, 1, Priority::Copy);
