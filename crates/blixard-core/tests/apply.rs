@@ -453,7 +453,8 @@ fn the_audit_trail_is_bounded_and_keeps_no_secret() {
 fn a_change_is_for_those_whose_role_allows_it() {
     let admin_only = ["ChangeSettings", "CreateToken", "RevokeToken", "RemoveNode", "GrantClient", "RevokeClient"];
     let operator = ["AddImage", "DeleteImage", "CreateVm", "StartVm", "StopVm", "RestartVm", "DeleteVm"];
-    let told = ["AdmitNode", "UpdateNode", "WantCopy", "ReportCopy", "PlaceVm", "ReportVm", "ForgetVm", "Note"];
+    let told =
+        ["AdmitNode", "UpdateNode", "WantCopy", "ReportCopy", "ReleaseCopy", "PlaceVm", "ReportVm", "ForgetVm", "Note"];
     let nodes_only = [&["InitCluster", "SetDocumentsSecret"][..], &told].concat();
     let mut runner = TestRunner::deterministic();
     let mut seen = BTreeSet::new();
