@@ -39,9 +39,20 @@ struct Rhythm {
     leader: Option<(Vote, Instant)>,
     /// The longest silence, and when it ended.
     longest: Option<(Duration, Instant)>,
+    /// The term in which this node leads, and when that was first seen.
+    office: Option<(u64, Instant)>,
 }
 
 impl Rhythm {
+    /// Notes the term in which this node leads, if it does, and gives the office with its beginning.
+    fn holds_office(&mut self, term: Option<u64>, now: Instant) -> Option<(u64, Instant)> {
+        self.office = term.map(|term| match self.office {
+            Some((before, since)) if before == term => (term, since),
+            _ => (term, now),
+        });
+        self.office
+    }
+
     fn heard(&mut self, leader: Vote, now: Instant) {
         if self.leader.is_some_and(|(before, _)| leader < before) {
             // One that has been replaced and does not know it yet says nothing of the one that counts.
@@ -94,6 +105,11 @@ impl Heard {
     pub(super) fn is_within(&self, time: Duration) -> bool {
         self.rhythm().leader.is_some_and(|(_, last)| last.elapsed() <= time)
     }
+
+    /// Whether this node has led for longer than a time, so that whoever has not answered it by then does not answer.
+    pub(super) fn leads_longer_than(&self, term: u64, time: Duration) -> bool {
+        self.rhythm().office.is_some_and(|(held, since)| held == term && since.elapsed() > time)
+    }
 }
 
 /// Since when this node has been at work. While it was stopped nobody could answer it, and its silence would keep the others
@@ -133,8 +149,6 @@ fn speaks(unanswered: Duration, election_max: Duration) -> bool {
 /// either it stands still: nothing else takes as much of a node's time at rest.
 pub(super) async fn keep_patience(raft: OpenRaft, heard: Heard, election_max: Duration) {
     let mut group = raft.server_metrics();
-    // The term in which this node leads, and when that was first seen.
-    let mut office: Option<(u64, Instant)> = None;
     let mut awake = Awake::from(Instant::now());
     loop {
         let awake_for = awake.look(Instant::now());
@@ -147,10 +161,7 @@ pub(super) async fn keep_patience(raft: OpenRaft, heard: Heard, election_max: Du
             let metrics = raft.metrics();
             let metrics = metrics.borrow_watched();
             let leads = group.state == ServerState::Leader;
-            office = leads.then(|| match office {
-                Some((term, since)) if term == metrics.current_term => (term, since),
-                _ => (metrics.current_term, Instant::now()),
-            });
+            let office = heard.rhythm().holds_office(leads.then_some(metrics.current_term), Instant::now());
             let votes_alone = metrics.membership_config.membership().voter_ids().count() == 1;
             let answered = metrics.last_quorum_acked.as_ref().map(|time| time.elapsed());
             let unanswered = office.map(|(_, since)| answered.unwrap_or_else(|| since.elapsed()));
@@ -180,6 +191,23 @@ mod tests {
             rhythm.heard(Vote::new(1, 1), now);
         }
         now
+    }
+
+    #[test]
+    fn an_office_ages_until_the_term_ends() {
+        let heard = Heard::default();
+        let begin = Instant::now();
+        let age = |term: Option<u64>, at: Duration| {
+            let held = heard.rhythm().holds_office(term, begin + at);
+            held.map(|(_, since)| (begin + at).saturating_duration_since(since))
+        };
+        let second = Duration::from_secs(1);
+        assert_eq!(age(Some(2), second), Some(Duration::ZERO));
+        assert_eq!(age(Some(2), second * 3), Some(second * 2));
+        assert_eq!(age(Some(3), second * 4), Some(Duration::ZERO), "another term is another office");
+        assert_eq!(age(None, second * 5), None);
+        assert_eq!(age(Some(3), second * 6), Some(Duration::ZERO));
+        assert!(!heard.leads_longer_than(2, Duration::ZERO), "nothing is known of a term that it does not lead");
     }
 
     #[test]

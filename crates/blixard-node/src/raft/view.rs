@@ -105,10 +105,11 @@ impl Raft {
         if leader != self.node.0 {
             return self.heard.is_within(self.silence_max).then_some(leader);
         }
+        let is_new = !self.heard.leads_longer_than(metrics.current_term, self.silence_max);
         let answers = |voter: u64| {
-            let time = metrics.heartbeat.as_ref().and_then(|times| times.get(&voter));
-            // One that has not answered yet counts: this node has just been elected.
-            voter == self.node.0 || !matches!(time, Some(Some(time)) if time.elapsed() > self.silence_max)
+            let time = metrics.heartbeat.as_ref().and_then(|times| times.get(&voter)?.as_ref());
+            // One that has not answered yet counts while this node has just been elected. It may have gone right after its vote.
+            voter == self.node.0 || time.map_or(is_new, |time| time.elapsed() <= self.silence_max)
         };
         let (mut voters, mut answering) = (0, 0);
         for voter in metrics.membership_config.membership().voter_ids() {
