@@ -68,7 +68,8 @@ async fn receivers_give_each_other_what_they_have_and_spare_the_source() {
     let progress = futures::future::join_all(fetches).await;
     for (node, progress) in nodes.iter().zip(&progress) {
         assert!(node.content(&manifest).await == content);
-        let twice = progress.bytes_received - manifest.bytes();
+        // What was on its way when an order was taken back is here, and was not told any more.
+        let twice = progress.bytes_received.saturating_sub(manifest.bytes());
         assert!(twice <= manifest.bytes() / 4, "{twice} bytes came twice");
     }
     let sent = sent.load(Ordering::Relaxed);
