@@ -35,6 +35,8 @@ mod http;
 #[cfg(not(feature = "simulation"))]
 mod images;
 #[cfg(not(feature = "simulation"))]
+mod kept;
+#[cfg(not(feature = "simulation"))]
 mod lazy;
 mod leader;
 mod metrics;

@@ -10,10 +10,10 @@ const SOURCES: &str = "crates/blixard-node/src/";
 const ROOMS: &[(&str, &[&str])] = &[
     ("transport", &[]),
     ("raft", &["transport", "simulation"]),
-    ("images", &["transport"]),
+    ("images", &["transport", "kept"]),
     ("documents", &["transport", "images"]),
-    ("transfers", &["transport", "images"]),
-    ("shares", &["transport", "images"]),
+    ("transfers", &["transport", "images", "kept"]),
+    ("shares", &["transport", "images", "kept"]),
     ("lazy", &["images"]),
     ("agent", &["raft", "images", "transfers", "lazy"]),
     ("leader", &["raft"]),
@@ -29,6 +29,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("trace", &[]),
     ("damage", &[]),
     ("backoff", &[]),
+    // Small files of a node's own.
+    ("kept", &["transport"]),
     // A user's own keys and tickets, for clients as much as for nodes.
     ("user", &["transport"]),
     // The decoders of outside bytes, for tests.

@@ -177,11 +177,12 @@ impl Agent {
         let uses = self.inner.images.uses();
         let whole = local.images.iter().filter(|(_, image)| matches!(image, LocalImage::Complete)).map(|(id, _)| *id);
         let mut used: BTreeSet<ImageId> = whole.filter(|image| uses.used_at(*image).is_none()).collect();
-        self.inner.raft.read(|state| {
+        let known: BTreeSet<ImageId> = self.inner.raft.read(|state| {
             used.extend(state.vms_on(self.inner.me).map(|vm| vm.spec.image));
-            uses.retain(|image| state.images.contains_key(image));
             self.desk().has_strays = local.vms.keys().any(|vm| !state.vms.contains_key(vm));
+            state.images.keys().copied().collect()
         });
+        uses.retain(|image| known.contains(image)).await?;
         uses.touch(used, clock::now()).await?;
         let usage = self.cache_usage().await;
         self.inner.metrics.cache_used_bytes.set(i64::try_from(usage.used_bytes).unwrap_or(i64::MAX));

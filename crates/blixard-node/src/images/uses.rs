@@ -1,24 +1,22 @@
 //! When each image was last used on this node, and which stay whatever happens: in a file beside the blobs.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Mutex;
 
-use anyhow::Context;
 use blixard_core::{ImageId, UnixMs};
 use serde::{Deserialize, Serialize};
 
-use crate::damage::{Damage, read_bounded};
-use crate::runtime;
-use crate::transport::write_private;
+use crate::kept::{Keeping, KeptFile};
 
-/// The largest file: every image of the largest catalog, twice, takes less than 2 MiB.
-const FILE_BYTES_MAX: u64 = 4 << 20;
+/// The file: every image of the largest catalog, twice, takes less than 2 MiB.
+const KEEPING: Keeping = Keeping {
+    what: "the uses of images",
+    bytes_max: 4 << 20,
+    lost: "remove it: images are then unpinned on this node until `blixard image pin` pins them again, and all count as just used",
+};
 /// A use is written down when the one before it is older than this: uses come often, and are compared in hours.
 const WRITTEN_EVERY_MS: u64 = 60_000;
-/// What to do when the file is damaged.
-const LOST: &str = "remove it: images are then unpinned on this node until `blixard image pin` pins them again, and all count as \
-                    just used";
 
 /// What is kept.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,44 +26,37 @@ struct Kept {
     used_at: BTreeMap<ImageId, UnixMs>,
 }
 
-/// The file, and what is in it.
+/// The file, and what is newer than it.
 #[derive(Debug)]
 pub(crate) struct Uses {
-    path: PathBuf,
-    now: Mutex<Kept>,
-    /// What is on disk; held while it is written.
-    written: tokio::sync::Mutex<Kept>,
+    file: KeptFile<Kept>,
+    /// When each was last used; what is in the file may be a little older.
+    used_at: Mutex<BTreeMap<ImageId, UnixMs>>,
 }
 
 impl Uses {
     /// Reads the file, if there is one.
     ///
     /// # Errors
-    /// With [`Damage`] when it holds something else.
+    /// With [`crate::Damage`] when it holds something else.
     pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
-        let kept: Kept = match read_bounded(path, FILE_BYTES_MAX) {
-            Ok(text) => {
-                let read = serde_json::from_slice(&text);
-                read.map_err(|error| Damage::new(path, format!("is damaged: {error}"), LOST))?
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Kept::default(),
-            Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
-        };
-        Ok(Self { path: path.to_owned(), now: Mutex::new(kept.clone()), written: kept.into() })
+        let file: KeptFile<Kept> = KeptFile::open(path, &KEEPING)?;
+        let used_at = Mutex::new(file.read().used_at);
+        Ok(Self { file, used_at })
     }
 
-    fn now(&self) -> std::sync::MutexGuard<'_, Kept> {
-        self.now.lock().expect("no holder of this lock panics")
+    fn now(&self) -> std::sync::MutexGuard<'_, BTreeMap<ImageId, UnixMs>> {
+        self.used_at.lock().expect("no holder of this lock panics")
     }
 
     /// Whether an image stays whatever happens.
     pub(crate) fn is_pinned(&self, image: ImageId) -> bool {
-        self.now().pinned.contains(&image)
+        self.file.watch().borrow().pinned.contains(&image)
     }
 
     /// When an image was last used, if that is known.
     pub(crate) fn used_at(&self, image: ImageId) -> Option<UnixMs> {
-        self.now().used_at.get(&image).copied()
+        self.now().get(&image).copied()
     }
 
     /// Says whether an image stays whatever happens.
@@ -73,17 +64,13 @@ impl Uses {
     /// # Errors
     /// When it cannot be written; then nothing has changed.
     pub(crate) async fn pin(&self, image: ImageId, is_pinned: bool) -> anyhow::Result<()> {
-        let mut written = self.written.lock().await;
-        let change = |kept: &mut Kept| match is_pinned {
-            true => kept.pinned.insert(image),
-            false => kept.pinned.remove(&image),
+        let change = |kept: &mut Kept| {
+            match is_pinned {
+                true => kept.pinned.insert(image),
+                false => kept.pinned.remove(&image),
+            };
         };
-        let mut next = self.now().clone();
-        if change(&mut next) {
-            *written = self.write(next).await?;
-            change(&mut self.now());
-        }
-        Ok(())
+        self.file.change(change, |_| ()).await
     }
 
     /// Notes that images are used now. That a crash may forget the last minute of it does no harm.
@@ -91,34 +78,33 @@ impl Uses {
     /// # Errors
     /// When it cannot be written down; it is noted all the same, for as long as this process lives.
     pub(crate) async fn touch(&self, images: impl IntoIterator<Item = ImageId>, at: UnixMs) -> anyhow::Result<()> {
-        let next = {
+        let newest = {
             let mut now = self.now();
-            now.used_at.extend(images.into_iter().map(|image| (image, at)));
+            now.extend(images.into_iter().map(|image| (image, at)));
             now.clone()
         };
-        let mut written = self.written.lock().await;
-        let is_news = |(image, at): (&ImageId, &UnixMs)| {
-            written.used_at.get(image).is_none_or(|known| at.since_ms(*known) >= WRITTEN_EVERY_MS)
+        let write_old = |kept: &mut Kept| {
+            let is_news = |(image, at): (&ImageId, &UnixMs)| {
+                kept.used_at.get(image).is_none_or(|known| at.since_ms(*known) >= WRITTEN_EVERY_MS)
+            };
+            if newest.iter().any(is_news) {
+                kept.used_at = newest;
+            }
         };
-        if next.used_at.iter().any(is_news) {
-            *written = self.write(next).await?;
-        }
-        Ok(())
+        self.file.change(write_old, |_| ()).await
     }
 
     /// Forgets images that are in no catalog any more.
-    pub(crate) fn retain(&self, is_known: impl Fn(&ImageId) -> bool) {
-        let mut now = self.now();
-        now.pinned.retain(|image| is_known(image));
-        now.used_at.retain(|image, _| is_known(image));
-    }
-
-    async fn write(&self, kept: Kept) -> anyhow::Result<Kept> {
-        let text = serde_json::to_string_pretty(&kept).context("encode the uses of images")? + "\n";
-        let path = self.path.clone();
-        let written = runtime::blocking(move || write_private(&path, text.as_bytes())).await;
-        written.context("write the uses of images")??;
-        Ok(kept)
+    ///
+    /// # Errors
+    /// When that cannot be written down.
+    pub(crate) async fn retain(&self, is_known: impl Fn(&ImageId) -> bool) -> anyhow::Result<()> {
+        self.now().retain(|image, _| is_known(image));
+        let forget = |kept: &mut Kept| {
+            kept.pinned.retain(&is_known);
+            kept.used_at.retain(|image, _| is_known(image));
+        };
+        self.file.change(forget, |_| ()).await
     }
 }
 
@@ -126,6 +112,7 @@ impl Uses {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::damage::Damage;
 
     #[tokio::test]
     async fn pins_and_uses_outlive_a_restart_and_uses_are_written_rarely() {
@@ -147,5 +134,23 @@ mod tests {
         std::fs::write(&path, "{").unwrap();
         let damage = Uses::open(&path).unwrap_err().downcast::<Damage>().unwrap();
         assert!(damage.next_step.contains("image pin"), "{damage}");
+    }
+
+    #[tokio::test]
+    async fn a_pin_outlives_uses_that_are_noted_meanwhile() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("uses.json");
+        let uses = Uses::open(&path).unwrap();
+        for number in 0..32 {
+            let (pinned, used) = (ImageId([number; 32]), ImageId([number + 64; 32]));
+            // Both are under way at once: the use is noted while the pin is being written.
+            let (pin, touch) = (uses.pin(pinned, true), uses.touch([used], UnixMs(u64::from(number))));
+            let (pin, touch) = tokio::join!(pin, touch);
+            pin.and(touch).unwrap();
+            assert!(uses.is_pinned(pinned) && Uses::open(&path).unwrap().is_pinned(pinned), "{number}");
+        }
+        uses.retain(|image| image.0[0] >= 64).await.unwrap();
+        let again = Uses::open(&path).unwrap();
+        assert!(!again.is_pinned(ImageId([3; 32])) && again.used_at(ImageId([67; 32])).is_some());
     }
 }

@@ -42,10 +42,11 @@ pub(crate) use wire::Request;
 
 use crate::clock;
 use crate::images::Images;
+use crate::kept::KeptFile;
 use crate::metrics::Metrics;
 use crate::runtime;
 use crate::transport::Handler;
-use kept::Keeper;
+use kept::KEEPING;
 
 /// Shares of one node: more would make its file and its lists long, and nobody would know them apart.
 const SHARES_MAX: usize = 1000;
@@ -84,7 +85,7 @@ pub(crate) struct Shares {
 
 #[derive(Debug)]
 struct Inner {
-    keeper: Keeper,
+    keeper: KeptFile<Kept>,
     images: Images,
     sending: Semaphore,
     metrics: Arc<Metrics>,
@@ -101,7 +102,8 @@ impl Shares {
     /// # Errors
     /// With [`crate::Damage`] when the file holds something else, or when the blob store fails.
     pub(crate) async fn open(path: &Path, images: Images, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
-        let inner = Inner { keeper: Keeper::open(path)?, images, sending: Semaphore::new(SENDING_MAX), metrics };
+        let inner =
+            Inner { keeper: KeptFile::open(path, &KEEPING)?, images, sending: Semaphore::new(SENDING_MAX), metrics };
         let shares = Self { inner: Arc::new(inner) };
         let known: Vec<String> = shares.list().into_keys().map(held_as).collect();
         let held = shares.inner.images.held().await.context("look what is held for shares")?;
@@ -114,7 +116,7 @@ impl Shares {
 
     /// What is shared.
     pub(crate) fn list(&self) -> Kept {
-        self.inner.keeper.watch().borrow().clone()
+        self.inner.keeper.read()
     }
 
     /// Whether all that a share consists of is on this node. It is not once the blob store was lost.
@@ -165,7 +167,7 @@ impl Shares {
         };
         let blobs: Vec<_> = [Some(listing), read.content].into_iter().flatten().map(|part| part.hash).collect();
         self.inner.images.hold(&held_as(id), &blobs).await?;
-        let added = self.inner.keeper.change(|kept| {
+        let add = |kept: &mut Kept| {
             if kept.contains_key(&id) {
                 return Err(ShareError::Exists(id));
             }
@@ -174,8 +176,8 @@ impl Shares {
             }
             kept.insert(id, share.clone());
             Ok(())
-        });
-        match added.await {
+        };
+        match self.inner.keeper.try_change(add, |_| ()).await {
             Ok(()) => Ok(share),
             // The blobs are those of the share that is there.
             Err(error @ ShareError::Exists(_)) => Err(error),
@@ -192,11 +194,8 @@ impl Shares {
     /// When that cannot be written down.
     pub(crate) async fn stop(&self, id: ShareId) -> anyhow::Result<bool> {
         let mut was_shared = false;
-        let removed = self.inner.keeper.change(|kept| {
-            was_shared = kept.remove(&id).is_some();
-            anyhow::Ok(())
-        });
-        removed.await?;
+        let remove = |kept: &mut Kept| was_shared = kept.remove(&id).is_some();
+        self.inner.keeper.change(remove, |_| ()).await?;
         if was_shared {
             self.inner.images.release(&held_as(id)).await?;
         }

@@ -91,11 +91,8 @@ impl Sharer {
             created_at: clock::now(),
             expires_at: None,
         };
-        let add = |kept: &mut super::Kept| {
-            kept.insert(ShareId([id; 8]), share);
-            anyhow::Ok(())
-        };
-        self.shares.inner.keeper.change(add).await.unwrap();
+        let add = |kept: &mut super::Kept| drop(kept.insert(ShareId([id; 8]), share));
+        self.shares.inner.keeper.change(add, |_| ()).await.unwrap();
         self.ticket(id, listing)
     }
 

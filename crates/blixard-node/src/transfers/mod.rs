@@ -34,13 +34,14 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use crate::images::{FetchError, Holder, Images, Limits, Progress, Rates};
+use crate::kept::KeptFile;
 use crate::metrics::Metrics;
 
 pub(crate) use failure::{Failure, FailureClass};
 pub(crate) use kept::Kept;
 pub(crate) use queue::Cancelled;
 
-use kept::Keeper;
+use kept::KEEPING;
 use queue::Queue;
 
 /// How urgent a transfer is.
@@ -146,7 +147,7 @@ struct Shared {
     work: Notify,
     changed: watch::Sender<()>,
     metrics: Arc<Metrics>,
-    keeper: Keeper,
+    keeper: KeptFile<Kept>,
     limits: Limits,
 }
 
@@ -180,15 +181,15 @@ impl Transfers {
     /// # Errors
     /// With [`crate::Damage`] when the file is damaged that this is kept in.
     pub(crate) fn open(file: &Path, running_max: usize, images: Images, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
-        let (counted, limits, keeper) = (metrics.clone(), images.limits().clone(), Keeper::open(file)?);
-        let kept = keeper.read();
+        let (counted, limits, keeper) = (metrics.clone(), images.limits().clone(), KeptFile::open(file, &KEEPING)?);
+        let kept: Kept = keeper.read();
         limits.set(None, kept.limits);
         kept.peers.iter().for_each(|(peer, rates)| limits.set(Some(*peer), *rates));
         let fetch: Fetch = Arc::new(move |order| fetch(images.clone(), order, counted.clone()).boxed());
         Ok(Self::with(fetch, metrics, keeper, limits, running_max))
     }
 
-    fn with(fetch: Fetch, metrics: Arc<Metrics>, keeper: Keeper, limits: Limits, running_max: usize) -> Self {
+    fn with(fetch: Fetch, metrics: Arc<Metrics>, keeper: KeptFile<Kept>, limits: Limits, running_max: usize) -> Self {
         let queue = Queue::new(running_max, keeper.read().paused);
         let shared = Arc::new(Shared {
             queue: Mutex::new(queue),

@@ -31,7 +31,7 @@ fn image(number: u8) -> (ImageId, Manifest) {
 /// Nothing is kept of them unless something is set.
 fn with(fetch: Fetch) -> Transfers {
     let dir = tempfile::tempdir().unwrap();
-    let keeper = Keeper::open(&dir.path().join("transfers.json")).unwrap();
+    let keeper = KeptFile::open(&dir.path().join("transfers.json"), &KEEPING).unwrap();
     Transfers::with(fetch, Arc::default(), keeper, Limits::none(), 3)
 }
 
