@@ -2,6 +2,8 @@
 //!
 //! Types that the crates keep to themselves are written as tuples of the same fields, which postcard encodes alike; that the
 //! decoders accept them is tested, so a field that is added there is missed here.
+//!
+//! Long because it is a list with one entry for each decoder and request, of which none needs another.
 
 use blixard_core::{Audit, Change, ClusterId, Command, EndpointId, History, Node, NodeId, State, TokenId};
 use blixard_node::transport::{PeerAddress, Ticket, TicketSecret};
@@ -42,6 +44,16 @@ pub(crate) fn commands() -> Examples {
         .collect();
     commands.sort();
     commands
+}
+
+pub(crate) fn chunk_indexes() -> Examples {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../crates/blixard-core/tests/chunks");
+    let cut = ["blocks", "content"].map(|name| (name, golden(format!("{folder}/{name}.hex").as_ref())));
+    // 8 KiB of zeros behind a chunk of one byte, and nothing at all.
+    let head = [&[1][..], &[7; 32]].concat();
+    let small = [&head[..], &[0x81, 0x40, 2], &[9; 8], &[0x81, 0x80, 0x01]].concat();
+    let empty = [&head[..], &[0]].concat();
+    named(cut.into_iter().chain([("small", small), ("empty", empty)]))
 }
 
 /// A node as the golden commands have it.
@@ -306,6 +318,7 @@ pub(crate) fn requests() -> Examples {
         ("vm_restart", with_body("POST /v1/vms/web/restart", json!({ "timeout_ms": null }))),
         ("events", head("GET /v1/events?after=18446744073709551615&last=3&vm=web&node=1&stale=true", "")),
         ("audit", head("GET /v1/audit?last=10&stale=true", "")),
+        ("image_compare", head("GET /v1/images/debian/compare?base=older", "")),
         ("image_fetch", head("POST /v1/images/debian/fetch?node=2", "")),
         ("transfer_pause", head("POST /v1/transfers/debian/pause?node=2", "")),
         ("transfer_resume", head("POST /v1/transfers/debian/resume?node=2", "")),

@@ -74,6 +74,25 @@ pub(crate) fn order(input: &[u8], _: &[u8]) -> Verdict {
     }
 }
 
+pub(crate) fn chunk_index(input: &[u8], again: &[u8]) -> Verdict {
+    that(input == again, "it is written again as another")?;
+    let mut rest = from(input, 33);
+    let mut number = |skips_print: bool| {
+        let bytes = rest.iter().position(|byte| byte & 0x80 == 0).map_or(rest.len(), |last| last + 1);
+        let value = rest[..bytes].iter().rev().fold(0_u128, |value, byte| value << 7 | u128::from(byte & 0x7f));
+        rest = from(rest, bytes + if skips_print && value & 1 == 0 { 8 } else { 0 });
+        (value, rest.is_empty())
+    };
+    let (blob_bytes, mut is_end) = number(false);
+    let mut bytes = 0;
+    while !is_end {
+        let (chunk, is_last) = number(true);
+        bytes += chunk >> 1;
+        is_end = is_last;
+    }
+    that(bytes == blob_bytes, "its chunks do not make up its blob")
+}
+
 pub(crate) fn command(input: &[u8], _: &[u8]) -> Verdict {
     that(input.first() == Some(&Command::FORMAT), "it is of another format")?;
     match Command::decode(input).map_err(|error| error.to_string())?.change {

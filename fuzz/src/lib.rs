@@ -61,6 +61,13 @@ pub const TARGETS: &[Target] = &[
         judge: judges::bootstrap,
         ..PLAIN
     },
+    Target {
+        name: "chunk_index",
+        decode: node::chunk_index,
+        examples: examples::chunk_indexes,
+        judge: judges::chunk_index,
+        ..PLAIN
+    },
     Target { name: "command", decode: node::command, examples: examples::commands, judge: judges::command, ..PLAIN },
     Target { name: "config", decode: node::config, examples: examples::configs, judge: judges::config, ..PLAIN },
     Target { name: "disk", decode: hypervisor::disk, examples: examples::disks, judge: judges::disk, ..PLAIN },

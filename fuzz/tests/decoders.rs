@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
 /// A corpus is read by people, and copied with every clone.
-const CORPUS_FILES_MAX: usize = 56;
+const CORPUS_FILES_MAX: usize = 64;
 const CORPUS_FILE_BYTES_MAX: usize = 2048;
 /// Places of an example that are tried one by one. What comes behind is more of the same.
 const PLACES: usize = 256;

@@ -41,6 +41,8 @@ pub struct DiskPart {
     pub format: DiskFormat,
     /// The size of the disk that the guest sees, in bytes.
     pub virtual_bytes: u64,
+    /// The blob with the [index of its chunks](crate::chunks::ChunkIndex); none when the disk is too large for one.
+    pub chunks: Option<Part>,
 }
 
 /// What an image is made of. Its hash is the image's id, so a manifest never changes.
@@ -84,15 +86,16 @@ impl Manifest {
         }
     }
 
-    /// The blobs, in the order in which they are worth fetching: what a boot reads first comes first.
+    /// The blobs, in the order in which they are worth fetching: first what says how little of the disk has to be fetched, then
+    /// what a boot reads first.
     pub fn parts(&self) -> Vec<Part> {
-        match self {
-            Self::Disk(disk) => vec![disk.part],
-            Self::Kernel { kernel, initrd, root, .. } => {
-                let disk = root.map(|root| root.part);
-                [Some(*kernel), *initrd, disk].into_iter().flatten().collect()
-            }
-        }
+        let (kernel, initrd) = match self {
+            Self::Disk(_) => (None, None),
+            Self::Kernel { kernel, initrd, .. } => (Some(*kernel), *initrd),
+        };
+        let disk = self.disk();
+        let chunks = disk.and_then(|disk| disk.chunks);
+        [chunks, kernel, initrd, disk.map(|disk| disk.part)].into_iter().flatten().collect()
     }
 
     /// The disk that a vm's own disk is laid over, if the image has one.

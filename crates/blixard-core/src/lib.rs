@@ -11,6 +11,7 @@ mod apply;
 mod audit;
 mod cache;
 mod check;
+pub mod chunks;
 mod command;
 mod copies;
 mod document;

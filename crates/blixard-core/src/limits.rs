@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::chunks::INDEX_BYTES_MAX;
 use crate::{
     Client, ConfigFile, Image, Manifest, Node, Part, PublishedPort, Rejection, Seed, Settings, Token, UnixMs, VmSpec,
 };
@@ -232,6 +233,15 @@ pub(crate) fn image(image: &Image) -> Checked {
         let mib = disk.virtual_bytes.div_ceil(1 << 20);
         if mib == 0 || mib > DISK_MIB_MAX {
             return invalid(format!("a disk of {mib} MiB is not possible; 1 to {DISK_MIB_MAX} MiB are allowed"));
+        }
+        if let Some(chunks) = disk.chunks {
+            part("chunk index", &chunks)?;
+            if chunks.bytes > INDEX_BYTES_MAX {
+                let bytes = chunks.bytes;
+                return invalid(format!(
+                    "a chunk index of {bytes} bytes is too long; at most {INDEX_BYTES_MAX} are allowed"
+                ));
+            }
         }
     }
     Ok(())

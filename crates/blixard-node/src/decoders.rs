@@ -5,6 +5,7 @@
 use std::io;
 use std::path::Path;
 
+use blixard_core::chunks::ChunkIndex;
 use blixard_core::{Command, EndpointId, State};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -136,6 +137,11 @@ pub fn share_listing(bytes: &[u8]) -> Result<Vec<u8>, String> {
 pub fn share_request(bytes: &[u8]) -> Result<Vec<u8>, String> {
     let request = shares::Request::decode(bytes).ok_or("it is no request for a share")?;
     Ok(request.encode())
+}
+
+/// The index of a blob's chunks, as another member keeps it.
+pub fn chunk_index(bytes: &[u8]) -> Result<Vec<u8>, String> {
+    ChunkIndex::decode(bytes).map(|index| index.encode()).map_err(|error| error.to_string())
 }
 
 /// A command in the log.

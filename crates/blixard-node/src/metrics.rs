@@ -81,6 +81,9 @@ impl PeerBytes {
     }
 }
 
+/// Where a fetch finds content on its own node.
+pub(crate) const REUSED: [&str; 2] = ["image", "zeros"];
+
 /// The metrics of one node.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -129,6 +132,8 @@ pub(crate) struct Metrics {
     pub(crate) transfer_panics: Counter,
     /// Uploads by outcome.
     pub(crate) imports: Counters<1>,
+    /// Bytes of images that a fetch found on this node, by where: see [`REUSED`].
+    pub(crate) reused_bytes: Counters<1>,
     /// Bytes of content that uploads brought in.
     pub(crate) imported_bytes: Counter,
     /// Images that are whole on this node.
@@ -294,6 +299,12 @@ impl Default for Metrics {
             ),
             transfer_panics: book.counter("transfer_panics", "Panics in the queue of transfers"),
             imports: book.outcomes("image_imports", "Uploads of image content to this node, by outcome"),
+            reused_bytes: book.enter_in(
+                "image_reused",
+                Unit::Bytes,
+                "Image content that a fetch found on this node, in other images or as zeros, and did not ask for",
+                Counters::default(),
+            ),
             imported_bytes: book.enter_in(
                 "image_imported",
                 Unit::Bytes,

@@ -49,7 +49,8 @@ pub(crate) fn node(id: u64, key: u8) -> Node {
 /// The manifests of the pool: a disk of 1 GiB, a kernel without a disk, and a kernel with one.
 pub(crate) fn manifest(index: u8) -> Manifest {
     let part = |byte: u8| Part { hash: BlobHash([byte; 32]), bytes: 1000 + u64::from(index) };
-    let disk = DiskPart { part: part(index), format: DiskFormat::Qcow2, virtual_bytes: 1 << 30 };
+    let chunks = Some(part(101));
+    let disk = DiskPart { part: part(index), format: DiskFormat::Qcow2, virtual_bytes: 1 << 30, chunks };
     match index % 3 {
         0 => Manifest::Disk(disk),
         1 => Manifest::Kernel { kernel: part(index), initrd: None, root: None, cmdline: "console=ttyS0".into() },

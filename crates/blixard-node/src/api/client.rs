@@ -27,8 +27,8 @@ pub use guests::{LogStart, VmLog};
 use super::REQUEST_HEADER;
 use super::fault::{Fault, FaultKind};
 use super::views::{
-    AddImage, BlobView, ClusterView, CreateVm, EventFilter, EventView, ExplainView, ImageView, RemoveNode, StopVm,
-    VmView,
+    AddImage, BlobView, ClusterView, ComparedView, CreateVm, EventFilter, EventView, ExplainView, ImageView,
+    RemoveNode, StopVm, VmView,
 };
 use crate::trace::{self, TraceContext};
 use crate::transport::{self, Connection, PeerAddress, Protocol, SecretKey, Transport, TransportConfig, http as wire};
@@ -327,6 +327,19 @@ impl Client {
     /// See [`ClientError`].
     pub async fn image(&self, name: &ImageName) -> Result<ImageView, ClientError> {
         self.get(&format!("/v1/images/{name}")).await
+    }
+
+    /// How much of an image's disk another image has as well; without one, what of it is no content.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn compare_images(
+        &self,
+        name: &ImageName,
+        base: Option<&ImageName>,
+    ) -> Result<ComparedView, ClientError> {
+        let with = base.map_or_else(String::new, |base| format!("?base={base}"));
+        self.get(&format!("/v1/images/{name}/compare{with}")).await
     }
 
     /// Removes an image from the catalog.

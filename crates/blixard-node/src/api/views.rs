@@ -19,10 +19,12 @@ pub use confinement::{ConfinementView, PrivilegesView};
 pub use documents::{ConfigFileView, DocumentView, EntryView};
 
 mod cache;
+mod compare;
 mod peers;
 mod shares;
 mod transfers;
 pub use cache::*;
+pub use compare::*;
 pub use peers::*;
 pub use shares::*;
 pub use transfers::*;

@@ -5,6 +5,9 @@
 //! the fetch runs. One that fails or stalls gives back what it did not deliver, and rests. The store checks each 16 KiB
 //! before it writes them, so nothing that arrives twice, late or wrong does harm, and what was verified is never asked for
 //! again, by this fetch or by one after a crash.
+//!
+//! Of a disk, the index of its chunks comes first. What other images of this node have of it, and zeros, are not asked for: they
+//! are put in their places once what lies beside them has come and proves them (`gather.rs`).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,9 +19,11 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::holders::Holder;
+use super::local::Local;
 use super::plan::Blob;
 use super::workers::Job;
 use super::{BlobError, Images, NoRoom, NoSpace};
+use crate::runtime::blocking;
 
 /// How far a fetch is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -29,6 +34,10 @@ pub(crate) struct Progress {
     pub bytes_total: u64,
     /// Bytes of content that this fetch received.
     pub bytes_received: u64,
+    /// Bytes that it took from other images of this node instead.
+    pub bytes_reused: u64,
+    /// Bytes that are zeros, and came from nowhere.
+    pub bytes_zero: u64,
     /// Sources that deliver.
     pub sources: usize,
 }
@@ -98,36 +107,108 @@ impl Images {
         let mut parts = manifest.parts();
         let mut seen = BTreeSet::new();
         parts.retain(|part| seen.insert(part.hash));
-        let mut blobs = Vec::new();
         let mut here_before = Vec::new();
-        let (mut bytes_total, mut bytes_missing) = (0u64, 0u64);
+        let (mut bytes_total, mut bytes_done) = (0u64, 0u64);
         for part in &parts {
             if part.bytes == 0 {
                 return Err(FetchError::EmptyPart(part.hash));
             }
             bytes_total = bytes_total.saturating_add(part.bytes);
-            if self.complete_bytes(part.hash).await?.is_some() {
-                here_before.push(part.hash);
-                continue;
-            }
-            let present = self.present(part.hash).await?;
-            bytes_missing = bytes_missing.saturating_add(part.bytes.saturating_sub(present.total_bytes()));
-            blobs.push(Blob { hash: part.hash, bytes: part.bytes, present: present.ranges });
+            let here = match self.complete_bytes(part.hash).await? {
+                Some(_) => {
+                    here_before.push(part.hash);
+                    part.bytes
+                }
+                None => self.present(part.hash).await?.total_bytes().min(part.bytes),
+            };
+            bytes_done = bytes_done.saturating_add(here);
         }
-        // Before anything is cut into pieces: what fits on this disk is a bounded number of them.
-        self.check_space(bytes_missing).await?;
-        let job = Job::new(self.clone(), &blobs, progress.clone());
-        let bytes_done = bytes_total.saturating_sub(job.missing_bytes());
-        progress.send_replace(Progress { bytes_done, bytes_total, bytes_received: 0, sources: 0 });
+        progress.send_replace(Progress { bytes_done, bytes_total, ..Progress::default() });
         let _expected = self.inner.coming.expect(progress);
         self.check_room(0).await?;
-        if !job.is_done() {
-            self.fetch_pieces(Arc::new(job), holders).await?;
+        // What an index says of the disk decides what of it is asked for, so that it comes first.
+        let index = manifest.disk().and_then(|disk| disk.chunks).filter(|index| !here_before.contains(&index.hash));
+        if let Some(index) = index {
+            self.fetch_parts(&[index], None, &holders, progress).await?;
+            self.settle(index, false).await?;
+        }
+        let mut local = self.find_local(manifest).await?;
+        // Before anything is cut into pieces: what fits on this disk is a bounded number of them. Zeros take no space.
+        let zero_bytes = local.as_ref().map_or(0, Local::zero_bytes);
+        self.check_space(bytes_total.saturating_sub(bytes_done).saturating_sub(zero_bytes)).await?;
+        loop {
+            if let Some(found) = local.take() {
+                local = Some(self.gather(found, progress).await?).filter(|left| !left.ranges.is_empty());
+            }
+            // What was found and could not be proven yet can be once the rest is here. Who reads the disk as it comes cannot wait for that.
+            let read = local.as_ref().map(|local| local.blob.hash);
+            let was_missing = tokio::select! {
+                fetched = self.fetch_parts(&parts, local.as_ref(), &holders, progress) => fetched?,
+                () = self.is_demanded(read) => {
+                    local = None;
+                    continue;
+                }
+            };
+            match was_missing {
+                true => {}
+                false if local.is_none() => break,
+                // Nothing else will come that could prove it.
+                false => local = None,
+            }
         }
         for part in &parts {
             self.settle(*part, here_before.contains(&part.hash)).await?;
         }
         Ok(())
+    }
+
+    /// Waits until somebody reads a blob as it comes; for ever when none is named.
+    async fn is_demanded(&self, blob: Option<BlobHash>) {
+        let mut demands = self.inner.demands.watch();
+        let Some(blob) = blob else { return std::future::pending().await };
+        // The sender lives as long as this room.
+        let _ = demands.wait_for(|demands| demands.iter().any(|demand| demand.blob == blob)).await;
+    }
+
+    /// What of an image's disk is found on this node, unless the disk is here already.
+    async fn find_local(&self, manifest: &Manifest) -> Result<Option<Local>, FetchError> {
+        let Some((disk, index)) = manifest.disk().and_then(|disk| Some((disk.part, disk.chunks?))) else {
+            return Ok(None);
+        };
+        if self.complete_bytes(disk.hash).await?.is_some() {
+            return Ok(None);
+        }
+        let Some(index) = self.index_of(index, disk).await? else { return Ok(None) };
+        let others = self.indexed(disk.hash).await?;
+        let found = blocking(move || Local::find(disk, &index, others)).await;
+        found.map(Some).map_err(|error| FetchError::Storage(format!("compare with other images: {error}")))
+    }
+
+    /// Fetches what is missing of some parts and was not found on this node. Gives whether there was any.
+    async fn fetch_parts(
+        &self,
+        parts: &[Part],
+        local: Option<&Local>,
+        holders: &watch::Receiver<Vec<Holder>>,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<bool, FetchError> {
+        let mut blobs = Vec::new();
+        for Part { hash, bytes } in parts.iter().copied() {
+            if self.complete_bytes(hash).await?.is_some() {
+                continue;
+            }
+            let mut present = self.present(hash).await?.ranges;
+            if let Some(local) = local.filter(|local| local.blob.hash == hash) {
+                present |= local.ranges.clone();
+            }
+            blobs.push(Blob { hash, bytes, present });
+        }
+        let job = Job::new(self.clone(), &blobs, progress.clone());
+        let is_missing = !job.is_done();
+        if is_missing {
+            self.fetch_pieces(Arc::new(job), holders.clone()).await?;
+        }
+        Ok(is_missing)
     }
 
     async fn fetch_pieces(&self, job: Arc<Job>, mut holders: watch::Receiver<Vec<Holder>>) -> Result<(), FetchError> {

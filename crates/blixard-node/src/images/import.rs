@@ -49,6 +49,8 @@ pub(crate) struct ImportedBlob {
     pub hash: BlobHash,
     /// Its length in bytes.
     pub bytes: u64,
+    /// The index of its chunks, encoded; none when it has none.
+    pub index: Option<Bytes>,
     _guard: TempTag,
 }
 
@@ -61,6 +63,15 @@ impl Images {
     pub(crate) async fn import(
         &self,
         bytes: impl Stream<Item = io::Result<Bytes>> + Send,
+    ) -> Result<ImportedBlob, ImportError> {
+        self.take_in(bytes, true).await
+    }
+
+    /// Takes a blob in and, where that is asked for, cuts it into chunks.
+    pub(super) async fn take_in(
+        &self,
+        bytes: impl Stream<Item = io::Result<Bytes>> + Send,
+        is_cut: bool,
     ) -> Result<ImportedBlob, ImportError> {
         let under_way = self.inner.imports.begin();
         let (sender, receiver) = mpsc::channel(WAITING_CHUNKS);
@@ -83,10 +94,11 @@ impl Images {
             }
         };
         let hash = BlobHash(*guard.hash().as_bytes());
+        let index = if is_cut { self.cut(hash).await? } else { None };
         self.seal(hash).await?;
         let bytes = self.complete_bytes(hash).await?.ok_or(BlobError::NotWhole(hash))?;
         under_way.succeeded();
-        Ok(ImportedBlob { hash, bytes, _guard: guard })
+        Ok(ImportedBlob { hash, bytes, index, _guard: guard })
     }
 
     /// Hands the source's bytes on for as long as there is room for them. Ends early, and well, when the store takes no

@@ -13,6 +13,8 @@ use super::Images;
 const PREFIX: &str = "image/";
 /// Before the names of what is kept and is no image.
 const HELD_PREFIX: &str = "held/";
+/// Behind the names of those parts that are chunk indexes.
+pub(super) const CHUNKS: &str = "/chunks";
 
 impl Images {
     /// Keeps the parts of an image, here or still to come, until [`Self::drop_image`]. Called before a fetch begins, or the
@@ -22,8 +24,12 @@ impl Images {
     /// When the store cannot write it down.
     pub(crate) async fn keep(&self, image: ImageId, manifest: &Manifest) -> anyhow::Result<()> {
         let _no_run = self.inner.collector.hold().await;
+        let chunks = manifest.disk().and_then(|disk| disk.chunks);
         for (number, part) in manifest.parts().iter().enumerate() {
-            let name = format!("{PREFIX}{image}/{number}");
+            let name = match Some(*part) == chunks {
+                true => format!("{PREFIX}{image}{CHUNKS}"),
+                false => format!("{PREFIX}{image}/{number}"),
+            };
             let part = HashAndFormat::raw(Hash::from_bytes(part.hash.0));
             self.inner.store.tags().set(name, part).await.with_context(|| format!("keep image {image}"))?;
         }

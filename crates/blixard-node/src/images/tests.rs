@@ -1,16 +1,19 @@
 //! Nodes of a few lines: a real endpoint on loopback, a real store in a directory of its own.
 #![allow(clippy::unwrap_used)]
 
+mod chunks;
 mod crash;
 mod fetching;
 mod keeping;
 mod limiting;
+mod reusing;
 mod swarm;
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use blixard_core::{DiskFormat, DiskPart, EndpointId, Manifest, Part};
+use blixard_core::{BlobHash, DiskFormat, DiskPart, EndpointId, Manifest, Part};
 use bytes::Bytes;
 use futures::StreamExt;
 use tokio::sync::watch;
@@ -63,6 +66,28 @@ impl TestNode {
         let manifest = disk(Part { hash: blob.hash, bytes: blob.bytes });
         self.images.keep(manifest.id(), &manifest).await.unwrap();
         manifest
+    }
+
+    /// Imports and keeps a disk with the index of its chunks.
+    pub(crate) async fn import_indexed(&self, content: &[u8]) -> Manifest {
+        let blob = self.import(content).await;
+        let index = blob.index.clone().unwrap();
+        self.keep_indexed(Part { hash: blob.hash, bytes: blob.bytes }, index).await
+    }
+
+    /// Keeps a disk that is here, with this as its index.
+    pub(crate) async fn keep_indexed(&self, part: Part, index: Bytes) -> Manifest {
+        let index = self.images.import_index(index).await.unwrap();
+        let chunks = Some(Part { hash: index.hash, bytes: index.bytes });
+        let manifest = Manifest::Disk(DiskPart { part, format: DiskFormat::Raw, virtual_bytes: part.bytes, chunks });
+        self.images.keep(manifest.id(), &manifest).await.unwrap();
+        manifest
+    }
+
+    /// What a blob's file takes on the disk, in bytes.
+    pub(crate) async fn allocated(&self, hash: BlobHash) -> u64 {
+        let meta = std::fs::metadata(self.images.path(hash).await.unwrap()).unwrap();
+        meta.blocks() * 512
     }
 
     pub(crate) async fn fetch(&self, manifest: &Manifest, sources: &[&Self]) -> Result<Progress, FetchError> {
@@ -146,7 +171,7 @@ pub(crate) fn whole(endpoint: EndpointId) -> Holder {
 }
 
 pub(crate) fn disk(part: Part) -> Manifest {
-    Manifest::Disk(DiskPart { part, format: DiskFormat::Raw, virtual_bytes: part.bytes })
+    Manifest::Disk(DiskPart { part, format: DiskFormat::Raw, virtual_bytes: part.bytes, chunks: None })
 }
 
 /// Bytes that no two seeds share and that do not compress.

@@ -88,11 +88,6 @@ impl Job {
         self.plan().is_done()
     }
 
-    /// The length of what is not here, in bytes.
-    pub(super) fn missing_bytes(&self) -> u64 {
-        self.plan().missing_bytes()
-    }
-
     pub(super) fn plan(&self) -> MutexGuard<'_, Plan> {
         self.plan.lock().expect("no holder of this lock panics")
     }

@@ -47,7 +47,7 @@ pub(crate) enum Beginning {
 /// The one image of the cluster.
 pub(crate) fn image() -> Image {
     let part = Part { hash: BlobHash([7; 32]), bytes: 1000 };
-    let manifest = Manifest::Disk(DiskPart { part, format: DiskFormat::Qcow2, virtual_bytes: 1 << 30 });
+    let manifest = Manifest::Disk(DiskPart { part, format: DiskFormat::Qcow2, virtual_bytes: 1 << 30, chunks: None });
     let name = "tiny".parse().expect("an image name");
     let holders = [id(1)].into();
     Image { id: manifest.id(), name, manifest, added_at: UnixMs(0), holders, wanted: [].into() }

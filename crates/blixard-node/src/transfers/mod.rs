@@ -35,7 +35,7 @@ use tokio::task::JoinHandle;
 
 use crate::images::{FetchError, Holder, Images, Limits, Progress, Rates};
 use crate::kept::KeptFile;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, REUSED};
 
 pub(crate) use failure::{Failure, FailureClass};
 pub(crate) use kept::Kept;
@@ -203,6 +203,9 @@ impl Transfers {
         // A rate needs a zero to begin with.
         for priority in Priority::ALL {
             drop(shared.metrics.fetched_bytes.get_or_create(&[("priority", priority.word().into())]));
+        }
+        for source in REUSED {
+            drop(shared.metrics.reused_bytes.get_or_create(&[("source", source.into())]));
         }
         shared.moved();
         let worker = tokio::spawn(work::supervise(shared.clone()));
@@ -380,17 +383,24 @@ impl Shared {
 struct Counted {
     progress: watch::Sender<Progress>,
     bytes: Counter,
+    reused: [Counter; 2],
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.bytes.inc_by(self.progress.borrow().bytes_received);
+        let progress = *self.progress.borrow();
+        self.bytes.inc_by(progress.bytes_received);
+        let found = [progress.bytes_reused, progress.bytes_zero];
+        for (counter, bytes) in self.reused.iter().zip(found) {
+            counter.inc_by(bytes);
+        }
     }
 }
 
 async fn fetch(images: Images, order: Order, metrics: Arc<Metrics>) -> Result<(), Failure> {
     let bytes = metrics.fetched_bytes.get_or_create(&[("priority", order.priority.word().into())]).clone();
-    let _counted = Counted { progress: order.progress.clone(), bytes };
+    let reused = REUSED.map(|source| metrics.reused_bytes.get_or_create(&[("source", source.into())]).clone());
+    let _counted = Counted { progress: order.progress.clone(), bytes, reused };
     images.keep(order.image, &order.manifest).await.map_err(|error| Failure::storage(format!("{error:#}")))?;
     let has_another = order.sources.borrow().iter().any(|holder| holder.is_whole);
     let fetched = images.fetch(&order.manifest, order.sources, &order.progress).await;

@@ -263,7 +263,9 @@ impl Queue {
         next.state = State::Running(None);
         next.attempt = attempt;
         next.meter = Meter::default();
-        next.progress.send_modify(|progress| progress.bytes_received = 0);
+        next.progress.send_modify(|progress| {
+            (progress.bytes_received, progress.bytes_reused, progress.bytes_zero) = (0, 0, 0);
+        });
         let (manifest, sources) = (next.manifest.clone(), next.sources.subscribe());
         Some((attempt, Order { image, manifest, sources, priority, progress: next.progress.clone() }))
     }

@@ -36,6 +36,7 @@ const EXPECTED: &[(&str, &str, ClientRole)] = &[
     ("POST", "/v1/images", Operator),
     ("GET", "/v1/images/{name}", Viewer),
     ("DELETE", "/v1/images/{name}", Operator),
+    ("GET", "/v1/images/{name}/compare", Operator),
     ("GET", "/v1/images/{name}/parts/{part}", Operator),
     ("POST", "/v1/images/{name}/fetch", Operator),
     ("POST", "/v1/images/{name}/pin", Operator),

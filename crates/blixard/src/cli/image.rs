@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use blixard_core::{BlobHash, DiskFormat, DiskPart, ImageKind, ImageName, Manifest, NodeId, Part};
-use blixard_node::api::{AddImage, BlobView, Client, ImageSource, ImageView, TransferOrder};
+use blixard_node::api::{AddImage, BlobView, Client, ComparedView, ImageSource, ImageView, TransferOrder};
 use clap::{Args, Subcommand, ValueEnum};
+use serde::Serialize;
 
 use super::connect::NodeAddress;
 use super::files::{self, Sink, Source};
@@ -23,6 +24,7 @@ pub(super) enum Verb {
     /// Add an image to the cluster: a bootable disk, or a Linux kernel with what it needs.
     #[command(after_help = "Examples:
   blixard image import --name debian debian-12.qcow2
+  blixard image import --name debian-2 debian-12.7.qcow2 --base debian
   zcat disk.raw.gz | blixard image import --name appliance -
   blixard image import --name tiny --kernel vmlinuz --initrd initrd.gz --cmdline \"console=ttyS0\"")]
     Import(Import),
@@ -176,8 +178,20 @@ pub(super) struct Import {
     /// The kernel's command line.
     #[arg(long, value_name = "TEXT", requires = "kernel", conflicts_with = "disk")]
     cmdline: Option<String>,
+    /// An image to compare with: how much of the new one would be sent to a node that has that one.
+    #[arg(long, value_name = "NAME")]
+    base: Option<ImageName>,
     #[command(flatten)]
     output: Output,
+}
+
+/// An image that was just added, and how much of it is new.
+#[derive(Debug, Serialize)]
+struct Imported {
+    #[serde(flatten)]
+    image: ImageView,
+    /// Nothing when it has no disk that could be compared.
+    compared: Option<ComparedView>,
 }
 
 /// A part of an image.
@@ -252,7 +266,7 @@ pub(super) async fn run(node: NodeAddress, verb: Verb) -> anyhow::Result<()> {
 }
 
 async fn import_image(node: NodeAddress, import: Import) -> anyhow::Result<()> {
-    let Import { name, disk, kernel, initrd, root, cmdline, output } = import;
+    let Import { name, disk, kernel, initrd, root, cmdline, base, output } = import;
     let paths = [&disk, &kernel, &initrd, &root].into_iter().flatten();
     if paths.filter(|path| files::is_stdio(path)).count() > 1 {
         bail!(Failure::usage("standard input can be only one of the files"));
@@ -265,6 +279,9 @@ async fn import_image(node: NodeAddress, import: Import) -> anyhow::Result<()> {
     let (disk, kernel) = (open(&disk).await?, open(&kernel).await?);
     let (initrd, root) = (open(&initrd).await?, open(&root).await?);
     node.ask(async |client| {
+        if let Some(base) = &base {
+            comparable(&client.image(base).await?)?;
+        }
         let send = async |source: Option<Source>| -> anyhow::Result<Option<BlobHash>> {
             match source {
                 Some(source) => Ok(Some(upload(client, source).await?.hash)),
@@ -282,14 +299,45 @@ async fn import_image(node: NodeAddress, import: Import) -> anyhow::Result<()> {
         let line = StatusLine::start();
         line.set(&format!("the node looks into image {name}"));
         let image = client.add_image(&AddImage { name, source }).await?;
-        drop(line);
-        let text = |image: &ImageView| {
-            let (kind, size) = (kind_word(image.kind), output::bytes(image.bytes));
-            format!("image {} is imported: {kind}, {size}, id {}\n", image.name, image.id.short())
+        let compared = match comparable(&image) {
+            Ok(()) => {
+                let compared = client.compare_images(&image.name, base.as_ref()).await;
+                Some(compared.with_context(|| format!("image {} is imported; compare it", image.name))?)
+            }
+            // Only who asked for it is to hear that it cannot be.
+            Err(error) if base.is_some() => return Err(error.context(format!("image {} is imported", image.name))),
+            Err(_) => None,
         };
-        output.show(&image, text, name_of)
+        drop(line);
+        output.show(&Imported { image, compared }, imported_text, |imported| name_of(&imported.image))
     })
     .await
+}
+
+/// Whether an image has what others can be compared with.
+fn comparable(image: &ImageView) -> anyhow::Result<()> {
+    let name = &image.name;
+    match image.manifest.disk() {
+        Some(disk) if disk.chunks.is_some() => Ok(()),
+        Some(_) => bail!(Failure::usage(format!("the disk of image {name} is too large to be compared"))),
+        None => bail!(Failure::usage(format!("image {name} has no disk that could be compared"))),
+    }
+}
+
+fn imported_text(imported: &Imported) -> String {
+    let Imported { image, compared } = imported;
+    let (kind, size) = (kind_word(image.kind), output::bytes(image.bytes));
+    let mut text = format!("image {} is imported: {kind}, {size}, id {}\n", image.name, image.id.short());
+    if let Some(ComparedView { base, zero_bytes, known_bytes, fresh_bytes, repeated_bytes }) = compared {
+        let fresh = output::bytes(*fresh_bytes);
+        let known = match base {
+            Some(base) => format!("{fresh} are new against {base}, which has {}", output::bytes(*known_bytes)),
+            None => format!("{fresh} are content"),
+        };
+        let (repeated, zeros) = (output::bytes(*repeated_bytes), output::bytes(*zero_bytes));
+        text += &format!("of its disk, {known}; {repeated} repeat, and {zeros} are zeros\n");
+    }
+    text
 }
 
 async fn upload(client: &Client, source: Source) -> anyhow::Result<BlobView> {

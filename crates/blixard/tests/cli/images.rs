@@ -60,6 +60,34 @@ fn the_cache_says_what_is_there_and_whether_it_is_sound() {
 }
 
 #[test]
+fn an_import_says_how_much_of_it_is_new() {
+    const MIB: usize = 1 << 20;
+    let bench = Bench::new();
+    let _node = bench.node();
+    let mut disk: Vec<u8> = (0..4_u32 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 24 ^ n >> 12) as u8).collect();
+    disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+    disk[MIB..3 * MIB].fill(0);
+    let (old, mut new) = (bench.write("old.raw", &disk), disk);
+    // Blocks 1 to 8, of which the last two are alike.
+    new[4096..9 * 4096].iter_mut().enumerate().for_each(|(at, byte)| *byte ^= 1 + (at / 4096 % 7) as u8);
+    new.copy_within(7 * 4096..8 * 4096, 8 * 4096);
+    let new = bench.write("new.raw", new);
+
+    let imported = bench.run(&["image", "import", "--name", "old", &old]).ends_with(0).stdout;
+    assert!(imported.contains("of its disk, 2 MiB are content"), "{imported}");
+    assert!(imported.contains("2 MiB are zeros"), "{imported}");
+    let imported = bench.run(&["image", "import", "--name", "new", &new, "--base", "old", "-o", "json"]).ends_with(0);
+    let compared = &imported.json()["compared"];
+    assert_eq!((imported.json()["name"].as_str(), compared["base"].as_str()), (Some("new"), Some("old")));
+    let [zero, known, fresh, repeated] =
+        ["zero", "known", "fresh", "repeated"].map(|what| compared[format!("{what}_bytes")].as_u64().unwrap());
+    assert_eq!([zero, known, fresh, repeated], [2 << 20, (2 << 20) - (8 << 12), 7 << 12, 1 << 12], "{compared}");
+
+    bench.run(&["image", "import", "--name", "x", &new, "--base", "nothing"]).ends_with(5);
+    bench.run(&["image", "show", "x"]).ends_with(5);
+}
+
+#[test]
 fn what_is_no_image_is_refused() {
     let bench = Bench::new();
     let _node = bench.node();

@@ -18,7 +18,7 @@ use crate::agent::MakeRoomError;
 use crate::api::fault::{Fault, FaultKind};
 use crate::api::views::{AddImage, BlobView, ImageSource, ImageView};
 use crate::clock;
-use crate::images::ImportError;
+use crate::images::{ImportError, ImportedBlob};
 use crate::metrics::outcome;
 
 /// The tool for a second opinion on disks.
@@ -88,19 +88,23 @@ pub(super) async fn add(
         let view = server.inner.raft.read(|state| state.images.get(&id).map(|image| view(state, image, None)));
         return view.map(Json).ok_or_else(|| Fault::not_found("the image was deleted after it was added"));
     }
-    let manifest = match request.source {
-        ImageSource::Disk { disk } => Manifest::Disk(disk_part(&server, disk).await?),
+    // The index of the disk's chunks is guarded until the image keeps it.
+    let (manifest, _index) = match request.source {
+        ImageSource::Disk { disk } => {
+            let (disk, index) = disk_part(&server, disk).await?;
+            (Manifest::Disk(disk), index)
+        }
         ImageSource::Kernel { kernel, initrd, root, cmdline } => {
             let kernel_part = part(&server, kernel)?;
             let path = server.inner.images.path(kernel).await.map_err(anyhow::Error::from)?;
             let inspect = tokio::task::spawn_blocking(move || blixard_hypervisor::inspect_kernel(&path));
             inspect.await.map_err(anyhow::Error::from)?.map_err(|error| refused("kernel", error))?;
-            let root = match root {
-                Some(root) => Some(disk_part(&server, root).await?),
-                None => None,
+            let (root, index) = match root {
+                Some(root) => disk_part(&server, root).await.map(|(root, index)| (Some(root), index))?,
+                None => (None, None),
             };
             let initrd = initrd.map(|initrd| part(&server, initrd)).transpose()?;
-            Manifest::Kernel { kernel: kernel_part, initrd, root, cmdline }
+            (Manifest::Kernel { kernel: kernel_part, initrd, root, cmdline }, index)
         }
     };
     let id = manifest.id();
@@ -150,6 +154,11 @@ fn refused(what: &str, error: InspectError) -> Fault {
 }
 
 fn part(server: &Server, hash: BlobHash) -> Result<Part, Fault> {
+    upload_of(server, hash).map(|(part, _)| part)
+}
+
+/// An upload, and the index of its chunks.
+fn upload_of(server: &Server, hash: BlobHash) -> Result<(Part, Option<Bytes>), Fault> {
     let uploads = server.inner.uploads.lock().expect("no holder of this lock panics");
     let (blob, _) = uploads.get(&hash).ok_or_else(|| {
         Fault::not_found(format!(
@@ -157,11 +166,11 @@ fn part(server: &Server, hash: BlobHash) -> Result<Part, Fault> {
             hash.short()
         ))
     })?;
-    Ok(Part { hash, bytes: blob.bytes })
+    Ok((Part { hash, bytes: blob.bytes }, blob.index.clone()))
 }
 
-async fn disk_part(server: &Server, hash: BlobHash) -> Result<DiskPart, Fault> {
-    let part = part(server, hash)?;
+async fn disk_part(server: &Server, hash: BlobHash) -> Result<(DiskPart, Option<ImportedBlob>), Fault> {
+    let (part, index) = upload_of(server, hash)?;
     let path = server.inner.images.path(hash).await.map_err(anyhow::Error::from)?;
     let inspect = tokio::task::spawn_blocking(move || blixard_hypervisor::inspect_disk(&path, QEMU_IMG.as_ref()));
     let facts = inspect.await.map_err(anyhow::Error::from)?.map_err(|error| refused("disk", error))?;
@@ -169,7 +178,12 @@ async fn disk_part(server: &Server, hash: BlobHash) -> Result<DiskPart, Fault> {
         blixard_hypervisor::DiskFormat::Raw => DiskFormat::Raw,
         blixard_hypervisor::DiskFormat::Qcow2 => DiskFormat::Qcow2,
     };
-    Ok(DiskPart { part, format, virtual_bytes: facts.virtual_bytes })
+    let index = match index {
+        Some(index) => Some(server.inner.images.import_index(index).await.map_err(anyhow::Error::from)?),
+        None => None,
+    };
+    let chunks = index.as_ref().map(|index| Part { hash: index.hash, bytes: index.bytes });
+    Ok((DiskPart { part, format, virtual_bytes: facts.virtual_bytes, chunks }, index))
 }
 
 /// An image as the replicated state has it and, where the group was looked at, which of its holders are away.

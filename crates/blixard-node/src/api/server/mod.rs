@@ -6,6 +6,7 @@ mod body;
 mod cache;
 mod clients;
 mod cluster;
+mod compare;
 mod documents;
 mod events;
 pub(crate) mod extract;

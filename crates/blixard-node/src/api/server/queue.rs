@@ -15,7 +15,7 @@ use super::{Asker, Freshness, Json, Path, Query, Server};
 use crate::api::fault::{Fault, FaultKind};
 use crate::api::views::{NodeTransfersView, PeerBytesView, QueuedState, QueuedView, TransferOrder, TransferStatsView};
 use crate::images::Direction;
-use crate::metrics::outcome;
+use crate::metrics::{REUSED, outcome};
 use crate::transfers::{Cancelled, FailureClass, Priority, TransferState, TransferStatus};
 
 /// Nodes that are asked at once for their queues: the answers of many more would only wait for each other.
@@ -74,6 +74,8 @@ fn queued(state: &ClusterState, image: ImageId, status: TransferStatus, now: Ins
         state: state_word,
         bytes_done: progress.bytes_done,
         bytes_total: progress.bytes_total,
+        bytes_reused: progress.bytes_reused,
+        bytes_zero: progress.bytes_zero,
         bytes_per_s,
         eta_ms: (is_running && bytes_per_s > 0).then(|| missing.saturating_mul(1000) / bytes_per_s),
         sources: if is_running { progress.sources } else { 0 },
@@ -90,6 +92,9 @@ fn stats(server: &Server) -> TransferStatsView {
     let fetched = |priority: Priority| {
         let word = priority.word();
         (word.to_owned(), metrics.fetched_bytes.get_or_create(&[("priority", word.into())]).get())
+    };
+    let reused = |source: &'static str| {
+        (source.to_owned(), metrics.reused_bytes.get_or_create(&[("source", source.into())]).get())
     };
     let failed = |class: FailureClass| {
         let word = class.word();
@@ -110,6 +115,7 @@ fn stats(server: &Server) -> TransferStatsView {
     });
     TransferStatsView {
         fetched_bytes: Priority::ALL.into_iter().map(fetched).collect(),
+        reused_bytes: REUSED.into_iter().map(reused).collect(),
         done: metrics.fetches.get_or_create(&outcome(true)).get(),
         failed: FailureClass::ALL.into_iter().map(failed).collect(),
         peers,

@@ -19,14 +19,14 @@ use schemars::SchemaGenerator;
 use super::extract::{Inputs, Operation, reader};
 use super::openapi::{Answer, Document, bytes, console, json, lines};
 use super::{
-    Server, audit, cache, clients, cluster, documents, events, images, logs, peers, queue, shares, tokens, transfers,
-    vms,
+    Server, audit, cache, clients, cluster, compare, documents, events, images, logs, peers, queue, shares, tokens,
+    transfers, vms,
 };
 use crate::api::fault::{Fault, FaultKind};
 use crate::api::views::{
-    AuditView, BlobView, ClientView, ClusterView, CollectedView, CreatedShare, CreatedToken, DocumentView, EntryView,
-    EventView, ExplainView, ImageView, LimitsView, NodeCacheView, NodeSharesView, NodeTransfersView, PeerView,
-    TokenView, VerificationView, VmView,
+    AuditView, BlobView, ClientView, ClusterView, CollectedView, ComparedView, CreatedShare, CreatedToken,
+    DocumentView, EntryView, EventView, ExplainView, ImageView, LimitsView, NodeCacheView, NodeSharesView,
+    NodeTransfersView, PeerView, TokenView, VerificationView, VmView,
 };
 use crate::transport::http::Caller;
 
@@ -128,6 +128,14 @@ fn table() -> Vec<Route> {
             images::delete,
             "Remove an image from the catalog.",
             json::<()>,
+        ),
+        route(
+            Operator,
+            Method::GET,
+            "/v1/images/{name}/compare",
+            compare::compare,
+            "Compare an image's disk with that of another.",
+            json::<ComparedView>,
         ),
         route(
             Operator,

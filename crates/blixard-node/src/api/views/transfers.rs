@@ -107,6 +107,10 @@ pub struct QueuedView {
     pub bytes_done: u64,
     /// Bytes in all.
     pub bytes_total: u64,
+    /// Bytes that this attempt found in other images of the node.
+    pub bytes_reused: u64,
+    /// Bytes that this attempt did not ask for because they are zeros.
+    pub bytes_zero: u64,
     /// How fast it goes; 0 when it does not run.
     pub bytes_per_s: u64,
     /// How long it will take at this rate, in milliseconds; unknown when it does not run.
@@ -130,6 +134,8 @@ pub struct QueuedView {
 pub struct TransferStatsView {
     /// Bytes of images received, by the priority of their transfers.
     pub fetched_bytes: BTreeMap<String, u64>,
+    /// Bytes of images found on the node instead: in other images (`image`), or nowhere, for being `zeros`.
+    pub reused_bytes: BTreeMap<String, u64>,
     /// Attempts that brought an image.
     pub done: u64,
     /// Attempts that failed, by what sort of failure it was.

@@ -116,18 +116,24 @@ impl Piece {
         pieces
     }
 
-    /// How much of what is missing somebody has who has these ranges. Of a piece with gaps the gaps count as well, so that
-    /// some may be said where it is all, or nothing.
+    /// How much of what is missing somebody has who has these ranges.
     pub(super) fn had_by(&self, ranges: &ChunkRanges) -> Has {
-        let missing = self.missing.boundaries();
-        let (Some(first), Some(end)) = (missing.first(), missing.last()) else { return Has::Nothing };
         let edges = ranges.boundaries();
-        let before = edges.partition_point(|edge| edge <= first);
-        let next_is_behind = edges.get(before).is_none_or(|next| next >= end);
-        match (before % 2 == 1, next_is_behind) {
+        let (mut lacks_none, mut has_any) = (true, false);
+        for gap in self.missing.boundaries().chunks(2) {
+            let [first, end] = gap else { return Has::Part };
+            let before = edges.partition_point(|edge| edge <= first);
+            let next_is_behind = edges.get(before).is_none_or(|next| next >= end);
+            match (before % 2 == 1, next_is_behind) {
+                (true, true) => has_any = true,
+                (false, true) => lacks_none = false,
+                _ => return Has::Part,
+            }
+        }
+        match (lacks_none, has_any) {
+            (_, false) => Has::Nothing,
             (true, true) => Has::All,
-            (false, true) => Has::Nothing,
-            _ => Has::Part,
+            (false, true) => Has::Part,
         }
     }
 

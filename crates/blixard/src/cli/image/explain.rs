@@ -97,7 +97,7 @@ mod tests {
     #[test]
     fn each_copy_says_where_it_is_and_why() {
         let part = Part { hash: BlobHash([1; 32]), bytes: 4 << 20 };
-        let manifest = Manifest::Disk(DiskPart { part, format: DiskFormat::Raw, virtual_bytes: 4 << 20 });
+        let manifest = Manifest::Disk(DiskPart { part, format: DiskFormat::Raw, virtual_bytes: 4 << 20, chunks: None });
         let image = ImageView {
             id: manifest.id(),
             name: "big".parse().expect("a name"),
@@ -128,6 +128,8 @@ mod tests {
             state: QueuedState::Running,
             bytes_done: 1 << 20,
             bytes_total: 4 << 20,
+            bytes_reused: 0,
+            bytes_zero: 0,
             bytes_per_s: 0,
             eta_ms: None,
             sources: 1,

@@ -33,8 +33,9 @@ fn why(queued: &QueuedView) -> String {
 
 /// What is on its way to each node, and which could not be asked.
 pub(super) fn queues(views: &[NodeTransfersView]) -> String {
-    let mut table = Table::new(&["NODE", "IMAGE", "FOR", "STATE", "DONE", "OF", "RATE", "LEFT", "FROM", "WHY"]);
-    table.may_drop(&["OF", "FROM", "FOR"]);
+    let mut table =
+        Table::new(&["NODE", "IMAGE", "FOR", "STATE", "DONE", "OF", "REUSED", "RATE", "LEFT", "FROM", "WHY"]);
+    table.may_drop(&["REUSED", "OF", "FROM", "FOR"]);
     for view in views {
         for queued in &view.transfers {
             let is_running = queued.state == QueuedState::Running;
@@ -51,6 +52,7 @@ pub(super) fn queues(views: &[NodeTransfersView]) -> String {
                 &state(queued),
                 &output::bytes(queued.bytes_done),
                 &output::bytes(queued.bytes_total),
+                &output::bytes(queued.bytes_reused),
                 &rate,
                 &queued.eta_ms.map(output::span).unwrap_or_default(),
                 &from,
@@ -58,7 +60,7 @@ pub(super) fn queues(views: &[NodeTransfersView]) -> String {
             ]);
         }
         if let Some(silent) = &view.silent {
-            table.row([&view.node, &"", &"", &"unknown", &"", &"", &"", &"", &"", silent]);
+            table.row([&view.node, &"", &"", &"unknown", &"", &"", &"", &"", &"", &"", silent]);
         }
     }
     let is_idle = views.iter().all(|view| view.transfers.is_empty() && view.silent.is_none());
@@ -67,16 +69,17 @@ pub(super) fn queues(views: &[NodeTransfersView]) -> String {
 
 /// What went through each node.
 pub(super) fn stats(views: &[NodeTransfersView]) -> String {
-    let mut table = Table::new(&["NODE", "PEER", "SENT", "RECEIVED", "DONE", "FAILED", "WHY"]);
+    let mut table = Table::new(&["NODE", "PEER", "SENT", "RECEIVED", "REUSED", "DONE", "FAILED", "WHY"]);
     for view in views {
         if let Some(silent) = &view.silent {
-            table.row([&view.node, &"", &"", &"", &"", &"", silent]);
+            table.row([&view.node, &"", &"", &"", &"", &"", &"", silent]);
             continue;
         }
         let peers = &view.stats.peers;
         let sent: u64 = peers.iter().map(|peer| peer.sent_bytes).sum();
         let received: u64 = peers.iter().map(|peer| peer.received_bytes).sum();
         let failed = view.stats.failed.iter().filter(|(_, count)| **count > 0);
+        let reused: u64 = view.stats.reused_bytes.values().sum();
         let sorts = output::list(failed.map(|(class, count)| format!("{class}: {count}")));
         let count: u64 = view.stats.failed.values().sum();
         table.row([
@@ -84,6 +87,7 @@ pub(super) fn stats(views: &[NodeTransfersView]) -> String {
             &"all",
             &output::bytes(sent),
             &output::bytes(received),
+            &output::bytes(reused),
             &view.stats.done,
             &count,
             &sorts,
@@ -91,7 +95,7 @@ pub(super) fn stats(views: &[NodeTransfersView]) -> String {
         for peer in peers {
             let name = peer.peer.map_or_else(|| peer.endpoint_id.short(), |node| node.to_string());
             let (sent, received) = (output::bytes(peer.sent_bytes), output::bytes(peer.received_bytes));
-            table.row([&view.node, &name, &sent, &received, &"", &"", &""]);
+            table.row([&view.node, &name, &sent, &received, &"", &"", &"", &""]);
         }
     }
     table.render()
@@ -112,6 +116,8 @@ mod tests {
             state,
             bytes_done: 1 << 20,
             bytes_total: 9 << 20,
+            bytes_reused: 3 << 20,
+            bytes_zero: 0,
             bytes_per_s: 2 << 20,
             eta_ms: None,
             sources: 1,
@@ -146,8 +152,8 @@ mod tests {
         let text = queues(&views);
         let rows: Vec<String> =
             text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
-        assert_eq!(rows[1], "1 big copy running 1 MiB 9 MiB 2 MiB/s 4s 1 node -");
-        assert_eq!(rows[2], "3 - - unknown - - - - - it is down");
+        assert_eq!(rows[1], "1 big copy running 1 MiB 9 MiB 3 MiB 2 MiB/s 4s 1 node -");
+        assert_eq!(rows[2], "3 - - unknown - - - - - - it is down");
         assert_eq!(queues(&views[1..2]), "nothing is on its way\n");
         assert_eq!(images(&views).len(), 1);
     }
