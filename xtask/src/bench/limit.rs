@@ -108,7 +108,8 @@ fn begin(cluster: &mut Cluster) -> Result<()> {
     })
 }
 
-fn sent_mib(cluster: &Cluster) -> Result<f64> {
+/// What node 1 has sent of images since it was started, with the hashes that prove it.
+pub(super) fn sent_mib(cluster: &Cluster) -> Result<f64> {
     let nodes = cluster.ask_json(1, &["transfer", "stats"])?;
     let first = nodes.as_array().and_then(|nodes| nodes.iter().find(|node| node["node"] == 1)).context("no node 1")?;
     let peers = cluster::array(first, "/stats/peers")?;

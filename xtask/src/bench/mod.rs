@@ -17,6 +17,7 @@ mod samples;
 mod scale;
 mod swarm;
 mod transfer;
+mod update;
 mod usage;
 mod writes;
 
@@ -81,6 +82,11 @@ const BENCHES: &[Bench] = &[
         name: "swarm",
         about: "an image from one node to many over limited links, beside rsync, HTTP and BitTorrent; needs root",
         run: swarm::run,
+    },
+    Bench {
+        name: "update",
+        about: "what an upgraded Debian of 1 GiB moves to a node that has the old one, beside rsync; needs root",
+        run: update::run,
     },
     Bench {
         name: "limit",

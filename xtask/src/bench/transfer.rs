@@ -101,21 +101,8 @@ pub(super) fn run(request: &Request) -> Result<Findings> {
 
 /// Fetches the image's file from a daemon. Gives when that began.
 fn with_rsync(cluster: &mut Cluster, rsync: &Path) -> Result<Instant> {
-    let (port, dir) = (cluster.free_port()?, cluster.dir().to_owned());
-    let config = dir.join("rsyncd.conf");
-    // A daemon that root starts would read as nobody.
-    let identity = if nix::unistd::geteuid().is_root() { "uid = root\ngid = root\n" } else { "" };
-    fs::write(&config, format!("use chroot = no\n{identity}[bulk]\npath = {}\n", dir.display()))
-        .context("write rsync's configuration")?;
-    let mut command = Command::new(rsync);
-    command.args(["--daemon", "--no-detach", "--address", "127.0.0.1", "--port", &port.to_string(), "--config"]);
-    command.arg(&config).stdin(Stdio::null()).stdout(Stdio::null());
-    let _daemon = Ended(command.spawn().context("start rsync's daemon")?);
-    let deadline = Instant::now() + PATIENCE;
-    while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
-        ensure!(Instant::now() < deadline, "rsync's daemon does not answer");
-        std::thread::sleep(POLL);
-    }
+    let dir = cluster.dir().to_owned();
+    let (port, _daemon) = daemon(cluster, rsync, &dir)?;
     let started = Instant::now();
     let (from, to) = (format!("rsync://127.0.0.1:{port}/bulk/{IMAGE_FILE}"), dir.join("bulk.copy"));
     process::output(Command::new(rsync).args(["--whole-file", &from]).arg(&to))?;
@@ -125,8 +112,28 @@ fn with_rsync(cluster: &mut Cluster, rsync: &Path) -> Result<Instant> {
     Ok(started)
 }
 
+/// A daemon of rsync that has the files of a folder as `bulk`, and its port.
+pub(super) fn daemon(cluster: &mut Cluster, rsync: &Path, dir: &Path) -> Result<(u16, Ended)> {
+    let port = cluster.free_port()?;
+    let config = cluster.dir().join("rsyncd.conf");
+    // A daemon that root starts would read as nobody.
+    let identity = if nix::unistd::geteuid().is_root() { "uid = root\ngid = root\n" } else { "" };
+    fs::write(&config, format!("use chroot = no\n{identity}[bulk]\npath = {}\n", dir.display()))
+        .context("write rsync's configuration")?;
+    let mut command = Command::new(rsync);
+    command.args(["--daemon", "--no-detach", "--address", "127.0.0.1", "--port", &port.to_string(), "--config"]);
+    command.arg(&config).stdin(Stdio::null()).stdout(Stdio::null());
+    let daemon = Ended(command.spawn().context("start rsync's daemon")?);
+    let deadline = Instant::now() + PATIENCE;
+    while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
+        ensure!(Instant::now() < deadline, "rsync's daemon does not answer");
+        std::thread::sleep(POLL);
+    }
+    Ok((port, daemon))
+}
+
 /// A process that is killed when dropped.
-struct Ended(Child);
+pub(super) struct Ended(Child);
 
 impl Drop for Ended {
     fn drop(&mut self) {
