@@ -212,3 +212,58 @@ async fn an_image_whose_holders_are_down_is_fetched_when_one_comes_back() {
     nodes.push(bench.start(&configs[2]).await);
     until_phase(&client, "web", "running").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_that_import_the_same_at_once_make_one_image_of_it() {
+    let bench = Bench::new();
+    let (_, nodes, client) = bench.cluster(3, &[("cluster.copies", "1")], 3).await;
+    let clients = clients(&bench, &nodes).await;
+    for round in 1..=4 {
+        let name = format!("same-{round}");
+        let content = kernel(round, CONTENT_BYTES);
+        let imports = clients.iter().map(|client| import(client, &name, content.clone()));
+        let views = futures::future::join_all(imports).await;
+        assert!(views.iter().all(|view| view.id == views[0].id), "{views:?}");
+        assert_eq!(holders(&client, &name, 3).await, [1, 2, 3].map(NodeId));
+        for client in &clients {
+            assert_eq!(exported(client, &name, "kernel").await, content);
+        }
+    }
+    assert_eq!(client.images().await.unwrap().len(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_different_images_that_want_one_name_at_once_one_gets_it_and_the_others_can_take_another() {
+    let bench = Bench::new();
+    let (_, nodes, client) = bench.cluster(3, &[("cluster.copies", "1")], 3).await;
+    let clients = clients(&bench, &nodes).await;
+    let add = async |client: &Client, name: &str, kernel| {
+        let source = blixard_node::api::ImageSource::Kernel {
+            kernel,
+            initrd: None,
+            root: None,
+            cmdline: "console=ttyS0".into(),
+        };
+        client.add_image(&blixard_node::api::AddImage { name: name.parse().unwrap(), source }).await
+    };
+    let uploads = clients.iter().zip(1..).map(async |(client, mark)| {
+        let content = futures::stream::iter([Ok(kernel(mark, CONTENT_BYTES).into())]);
+        (mark, client.upload(content).await.unwrap().hash)
+    });
+    let uploads = futures::future::join_all(uploads).await;
+    let adds = clients.iter().zip(&uploads).map(async |(client, (_, kernel))| add(client, "tiny", *kernel).await);
+    let added = futures::future::join_all(adds).await;
+    let got: Vec<usize> = (0..3).filter(|at| added[*at].is_ok()).collect();
+    let [winner] = got[..] else { panic!("one gets the name: {added:?}") };
+    for (at, refused) in added.into_iter().enumerate().filter(|(at, _)| *at != winner) {
+        assert_eq!(fault(refused).0, FaultKind::Conflict);
+        // What was uploaded is there still.
+        let name = format!("tiny-{at}");
+        add(&clients[at], &name, uploads[at].1).await.unwrap();
+        assert_eq!(exported(&client, &name, "kernel").await, kernel(uploads[at].0, CONTENT_BYTES));
+    }
+    assert_eq!(holders(&client, "tiny", 1).await, [NodeId(winner as u64 + 1)]);
+    for client in &clients {
+        assert_eq!(exported(client, "tiny", "kernel").await, kernel(uploads[winner].0, CONTENT_BYTES));
+    }
+}

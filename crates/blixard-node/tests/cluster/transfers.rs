@@ -182,3 +182,32 @@ async fn an_image_that_does_not_come_is_an_event_once_and_listed_with_the_reason
     nodes.push(bench.start(&configs[1]).await);
     until("node 1 to hold it", async || holders(&client, &big).await.len() == 2).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_is_deleted_while_it_is_fetched_goes_from_where_it_came_to() {
+    let bench = Bench::new();
+    let (_, _nodes, client) = bench.cluster(2, &[("cluster.copies", "1")], 1).await;
+    let big = import(&client, "big", kernel(1, CONTENT_BYTES)).await.name;
+    slow(&client, 2, true).await;
+    let second = Some(NodeId(2));
+    client.order_transfer(&big, second, TransferOrder::Fetch).await.unwrap();
+    until("some of it to be there", async || on_its_way(&client, 2).await.is_some_and(|it| it.bytes_done > 0)).await;
+    client.delete_image(&big).await.unwrap();
+    until("nothing to be on its way", async || on_its_way(&client, 2).await.is_none()).await;
+    let (kind, said) = fault(client.order_transfer(&big, second, TransferOrder::Fetch).await);
+    assert_eq!(kind, FaultKind::NotFound, "{said}");
+    for node in [1, 2] {
+        let data = bench.path(&format!("data{node}")).join("images/data");
+        until("its bytes to be gone", async || {
+            let files = std::fs::read_dir(&data).unwrap().flatten();
+            files.filter_map(|file| file.metadata().ok()).map(|meta| meta.len()).sum::<u64>() < MIB
+        })
+        .await;
+    }
+    // The same content under the same name is a new image, which comes whole.
+    slow(&client, 2, false).await;
+    import(&client, "big", kernel(1, CONTENT_BYTES)).await;
+    client.order_transfer(&big, second, TransferOrder::Fetch).await.unwrap();
+    until("node 2 to hold it", async || holders(&client, &big).await.len() == 2).await;
+    until("the request to be settled", async || on_its_way(&client, 2).await.is_none()).await;
+}

@@ -26,6 +26,7 @@ mod partition;
 mod program;
 mod reach;
 mod restart;
+mod swarm;
 mod tracing;
 mod transfer;
 mod web;

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
+use std::sync::atomic::Ordering;
 
 use blixard_core::ImageId;
 use nix::sys::signal::{Signal, kill};
@@ -62,6 +63,74 @@ async fn what_was_verified_before_a_kill_is_not_fetched_again() {
     let progress = node.fetch(&manifest, &[&source]).await.unwrap();
     assert_eq!(progress.bytes_received, manifest.bytes() - here);
     assert!(node.content(&manifest).await == content);
+    node.stop().await;
+}
+
+/// The same for the test below, with how much is to come in this life.
+const LIVES: &str = "BLIXARD_TEST_LIVES";
+/// How often the receiver of one image is killed.
+const DEATHS: u64 = 50;
+/// What one death may cost of what was verified.
+const LOST_MAX: u64 = 256 << 10;
+/// What may be on its way when the receiver dies: what it allows a stream and a connection to send ahead.
+const UNDER_WAY_MAX: u64 = 4 << 20;
+
+/// Fetches, and kills itself once so much more of the image is there.
+async fn live_a_while(task: &str) {
+    let (dir, source, manifest, bytes): (PathBuf, PeerAddress, Manifest, u64) = serde_json::from_str(task).unwrap();
+    let node = TestNode::start_in(&dir.join("images"), load_or_create_key(&dir.join("key")).unwrap()).await;
+    node.transport.learn(&source);
+    let progress = watch::Sender::<Progress>::default();
+    let mut seen = progress.subscribe();
+    let sources = [source.endpoint];
+    tokio::select! {
+        ended = node.fetch_from(&manifest, &sources, &progress) => panic!("it ended too soon: {ended:?}"),
+        seen = seen.wait_for(|progress| progress.bytes_received >= bytes) => {
+            std::fs::write(dir.join("received"), seen.unwrap().bytes_received.to_string()).unwrap();
+            kill(Pid::this(), Signal::SIGKILL).unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_is_killed_fifty_times_gets_next_to_nothing_twice() {
+    if let Ok(task) = std::env::var(LIVES) {
+        return live_a_while(&task).await;
+    }
+    let content = random(31, 96 * MIB);
+    let (source, manifest, sent) = swarm::slow_source(&content, 64 << 20).await;
+    let temp = tempfile::tempdir().unwrap();
+    let key = load_or_create_key(&temp.path().join("key")).unwrap();
+    source.transport.access().set_members([source.id(), key.id()]);
+    let mut dice = blake3::Hasher::new().update(b"lives").finalize_xof();
+    let mut received = 0;
+    for death in 0..DEATHS {
+        let mut drawn = [0; 4];
+        dice.fill(&mut drawn);
+        // All lives together are shorter than the image is long.
+        let bytes = u64::from(u32::from_le_bytes(drawn)) % (2 * manifest.bytes() / (DEATHS + 10));
+        let task = serde_json::to_string(&(temp.path(), source.transport.address(), &manifest, bytes)).unwrap();
+        let child = tokio::process::Command::new(std::env::current_exe().unwrap())
+            .args(["images::tests::crash::a_receiver_that_is_killed_fifty_times_gets_next_to_nothing_twice", "--exact"])
+            .env(LIVES, task)
+            .kill_on_drop(true)
+            .output();
+        let child = in_time(child).await.unwrap();
+        assert_eq!(child.status.signal(), Some(9), "death {death}: {}", String::from_utf8_lossy(&child.stderr));
+        let told = std::fs::read_to_string(temp.path().join("received")).unwrap();
+        received += told.parse::<u64>().unwrap();
+    }
+    let node = TestNode::start_in(&temp.path().join("images"), key).await;
+    node.transport.learn(&source.transport.address());
+    let here = node.images.local_bytes(&manifest).await.unwrap();
+    let progress = node.fetch(&manifest, &[&source]).await.unwrap();
+    assert_eq!(progress.bytes_received, manifest.bytes() - here);
+    assert!(node.content(&manifest).await == content);
+    let verified_twice = (received + progress.bytes_received).saturating_sub(manifest.bytes());
+    // Counted by whoever sent it.
+    let sent_twice = sent.load(Ordering::Relaxed) - manifest.bytes();
+    assert!(verified_twice <= DEATHS * LOST_MAX, "{verified_twice} verified bytes came twice");
+    assert!(sent_twice <= DEATHS * UNDER_WAY_MAX, "{sent_twice} bytes were sent twice");
     node.stop().await;
 }
 

@@ -35,7 +35,7 @@ fn slow_handler(node: &TestNode, bytes_a_second: u64) -> (Handler, Arc<AtomicU64
 }
 
 /// A source that is slow, with all of an image.
-async fn slow_source(content: &[u8], bytes_a_second: u64) -> (TestNode, Manifest, Arc<AtomicU64>) {
+pub(super) async fn slow_source(content: &[u8], bytes_a_second: u64) -> (TestNode, Manifest, Arc<AtomicU64>) {
     let temp = tempfile::tempdir().unwrap();
     let transport = open_transport(SecretKey::generate()).await;
     let images = Images::open(temp.path().to_owned(), transport.clone(), CacheMax::Unlimited).await.unwrap();
