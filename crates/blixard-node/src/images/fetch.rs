@@ -10,20 +10,28 @@
 //! are put in their places once what lies beside them has come and proves them (`gather.rs`).
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 use blixard_core::{BlobHash, EndpointId, Manifest, Part};
 use iroh_blobs::Hash;
 use iroh_blobs::api::blobs::BlobStatus;
+use iroh_blobs::protocol::{ChunkRanges, ChunkRangesExt};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::demand::Demand;
 use super::holders::Holder;
 use super::local::Local;
 use super::plan::Blob;
+use super::tree::union;
 use super::workers::Job;
 use super::{BlobError, Images, NoRoom, NoSpace};
 use crate::runtime::blocking;
+
+/// What is fetched around a read of what was found here and cannot be proven yet. Guests read on nearby, and each time the fetch
+/// begins anew; the smaller it is, the less is fetched that is here.
+const WINDOW_BYTES: u64 = 4 << 20;
 
 /// How far a fetch is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -76,6 +84,11 @@ pub(crate) enum FetchError {
     /// The store failed.
     #[error("{0}")]
     Storage(String),
+}
+
+fn window(demand: &Demand) -> Range<u64> {
+    let Range { start, end } = demand.bytes;
+    start / WINDOW_BYTES * WINDOW_BYTES..end.checked_next_multiple_of(WINDOW_BYTES).unwrap_or(end)
 }
 
 fn reasons(failed: &[(EndpointId, String)]) -> String {
@@ -136,25 +149,26 @@ impl Images {
         // Before anything is cut into pieces: what fits on this disk is a bounded number of them. Zeros take no space.
         let zero_bytes = local.as_ref().map_or(0, Local::zero_bytes);
         self.check_space(bytes_total.saturating_sub(bytes_done).saturating_sub(zero_bytes)).await?;
+        if let Some(found) = local.take() {
+            local = Some(self.gather(found, progress).await?);
+        }
         loop {
-            if let Some(found) = local.take() {
-                local = Some(self.gather(found, progress).await?).filter(|left| !left.ranges.is_empty());
-            }
+            local = local.filter(|left| !left.ranges.is_empty());
             // What was found and could not be proven yet can be once the rest is here. Who reads the disk as it comes cannot wait for that.
-            let read = local.as_ref().map(|local| local.blob.hash);
             let was_missing = tokio::select! {
                 fetched = self.fetch_parts(&parts, local.as_ref(), &holders, progress) => fetched?,
-                () = self.is_demanded(read) => {
-                    local = None;
+                demanded = self.demanded(local.as_ref()) => {
+                    local = local.map(|found| found.without(&demanded));
                     continue;
                 }
             };
-            match was_missing {
-                true => {}
-                false if local.is_none() => break,
+            local = match local {
+                None if was_missing => None,
+                None => break,
+                Some(found) if was_missing => Some(self.gather(found, progress).await?),
                 // Nothing else will come that could prove it.
-                false => local = None,
-            }
+                Some(_) => None,
+            };
         }
         for part in &parts {
             self.settle(*part, here_before.contains(&part.hash)).await?;
@@ -162,12 +176,22 @@ impl Images {
         Ok(())
     }
 
-    /// Waits until somebody reads a blob as it comes; for ever when none is named.
-    async fn is_demanded(&self, blob: Option<BlobHash>) {
+    /// Waits until somebody reads, as it comes, what was found here and is not proven yet; for ever when nothing was found. Gives what
+    /// is to be fetched after all.
+    async fn demanded(&self, local: Option<&Local>) -> ChunkRanges {
+        let Some(local) = local else { return std::future::pending().await };
         let mut demands = self.inner.demands.watch();
-        let Some(blob) = blob else { return std::future::pending().await };
-        // The sender lives as long as this room.
-        let _ = demands.wait_for(|demands| demands.iter().any(|demand| demand.blob == blob)).await;
+        loop {
+            let is_unproven = |demand: &&Demand| {
+                demand.blob == local.blob.hash && !local.ranges.is_disjoint(&ChunkRanges::bytes(demand.bytes.clone()))
+            };
+            let windows: Vec<_> = demands.borrow_and_update().iter().filter(is_unproven).map(window).collect();
+            if !windows.is_empty() {
+                return union(&windows);
+            }
+            // The sender lives as long as this room.
+            let _ = demands.changed().await;
+        }
     }
 
     /// What of an image's disk is found on this node, unless the disk is here already.

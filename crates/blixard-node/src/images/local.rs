@@ -80,6 +80,12 @@ impl Local {
         zeros.map(|found| found.bytes).fold(0, u64::saturating_add)
     }
 
+    /// The same, but for some ranges, which are to be fetched.
+    pub(super) fn without(mut self, ranges: &ChunkRanges) -> Self {
+        self.ranges = &self.ranges - ranges;
+        self
+    }
+
     pub(super) fn reader(&self) -> Reader<'_> {
         Reader { local: self, files: self.files.iter().map(|_| None).collect(), buffer: Vec::new() }
     }

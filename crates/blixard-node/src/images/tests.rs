@@ -109,6 +109,31 @@ impl TestNode {
         in_time(self.images.fetch(manifest, holders, progress)).await
     }
 
+    /// Fetches as the queue of transfers does, which begins again when sources fail: a host can be so busy that nothing moves for as
+    /// long as a source may be silent. Gives what all attempts together did.
+    pub(crate) async fn bring(&self, manifest: &Manifest, holders: &[Holder]) -> Progress {
+        self.images.keep(manifest.id(), manifest).await.unwrap();
+        let mut sum = Progress::default();
+        let attempts = async {
+            loop {
+                let (_, known) = watch::channel(holders.to_vec());
+                let progress = watch::Sender::default();
+                let fetched = self.images.fetch(manifest, known, &progress).await;
+                let Progress { bytes_received, bytes_reused, bytes_zero, .. } = sum;
+                sum = *progress.borrow();
+                sum.bytes_received += bytes_received;
+                sum.bytes_reused += bytes_reused;
+                sum.bytes_zero += bytes_zero;
+                match fetched {
+                    Ok(()) => return sum,
+                    Err(FetchError::AllSourcesFailed(_)) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        };
+        in_time(attempts).await
+    }
+
     /// Fetches until so many bytes of the image are here, and no more.
     pub(crate) async fn fetch_part(&self, manifest: &Manifest, source: &Self, bytes: u64) {
         let progress = watch::Sender::default();

@@ -2,10 +2,15 @@
 
 use std::fs::Permissions;
 use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::process::ExitStatusExt;
 use std::sync::atomic::Ordering;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use super::*;
-use crate::images::Direction;
+use crate::images::{Direction, Rates};
+use crate::transport::{PeerAddress, load_or_create_key};
 
 const MIB: usize = 1 << 20;
 const BLOCK: usize = 4096;
@@ -59,7 +64,7 @@ async fn a_new_version_moves_only_what_changed() {
     let [source, target] = members().await;
     let (old, new) = versions(FRESH);
     let before = source.import_indexed(&old).await;
-    target.fetch(&before, &[&source]).await.unwrap();
+    target.bring(&before, &[whole(source.id())]).await;
     let zeros = 10 * MIB as u64;
     let all = old.len() as u64 + index_bytes(&before);
     let first = sent(&source, &target);
@@ -67,7 +72,7 @@ async fn a_new_version_moves_only_what_changed() {
     assert!(target.allocated(disk_of(&before).part.hash).await < old.len() as u64 - zeros + (1 << 20));
 
     let after = source.import_indexed(&new).await;
-    let progress = target.fetch(&after, &[&source]).await.unwrap();
+    let progress = target.bring(&after, &[whole(source.id())]).await;
     assert!(disk_content(&target, &after).await == new);
     assert!(target.images.is_complete(&after).await.unwrap());
     let moved = sent(&source, &target) - first;
@@ -81,7 +86,7 @@ async fn a_new_version_moves_only_what_changed() {
     // What came in this way is served like all else.
     let [third] = members().await;
     introduce(&[&target.transport, &third.transport]);
-    third.fetch(&after, &[&target]).await.unwrap();
+    third.bring(&after, &[whole(target.id())]).await;
     assert!(disk_content(&third, &after).await == new);
 }
 
@@ -90,12 +95,12 @@ async fn what_is_here_as_a_whole_is_put_together_without_a_byte_of_it() {
     let [source, target] = members().await;
     let old = random(2, 12 * MIB);
     let before = source.import_indexed(&old).await;
-    target.fetch(&before, &[&source]).await.unwrap();
+    target.bring(&before, &[whole(source.id())]).await;
     let zeros = vec![0; 3 * MIB];
     let new = [&old[8 * MIB..], &zeros, &old[BLOCK..5 * MIB]].concat();
     let after = source.import_indexed(&new).await;
     let first = sent(&source, &target);
-    let progress = target.fetch(&after, &[&source]).await.unwrap();
+    let progress = target.bring(&after, &[whole(source.id())]).await;
     assert!(disk_content(&target, &after).await == new);
     assert_eq!(progress.bytes_received, index_bytes(&after));
     assert!(sent(&source, &target) - first < index_bytes(&after) + 4 * PROOF);
@@ -106,14 +111,14 @@ async fn a_damaged_chunk_is_fetched_and_the_rest_is_not() {
     let [source, target] = members().await;
     let (old, new) = versions(3);
     let before = source.import_indexed(&old).await;
-    target.fetch(&before, &[&source]).await.unwrap();
+    target.bring(&before, &[whole(source.id())]).await;
     let path = target.images.path(disk_of(&before).part.hash).await.unwrap();
     for at in [5 * MIB, 25 * MIB + 100, 39 * MIB] {
         damage(&path, at as u64);
     }
     let after = source.import_indexed(&new).await;
     let first = sent(&source, &target);
-    target.fetch(&after, &[&source]).await.unwrap();
+    target.bring(&after, &[whole(source.id())]).await;
     assert!(disk_content(&target, &after).await == new);
     let moved = sent(&source, &target) - first;
     let most = 8 * (GROUP + PROOF) + index_bytes(&after) + 16 * PROOF;
@@ -126,20 +131,20 @@ async fn an_index_that_lies_costs_only_time() {
     let (old, new) = versions(30);
     let old = old[..new.len()].to_vec();
     let before = source.import_indexed(&old).await;
-    target.fetch(&before, &[&source]).await.unwrap();
+    target.bring(&before, &[whole(source.id())]).await;
     // It says that the new version consists of the chunks of the old one.
     let blob = source.import(&new).await;
     let mut lie = source.import(&old).await.index.clone().unwrap().to_vec();
     lie[1..33].copy_from_slice(&blob.hash.0);
     let part = Part { hash: blob.hash, bytes: blob.bytes };
     let after = source.keep_indexed(part, lie.into()).await;
-    target.fetch(&after, &[&source]).await.unwrap();
+    target.bring(&after, &[whole(source.id())]).await;
     assert!(disk_content(&target, &after).await == new);
     // And one that says nothing sensible at all.
     let other = source.import(&random(9, MIB)).await;
     let after =
         source.keep_indexed(Part { hash: other.hash, bytes: other.bytes }, Bytes::from_static(b"no index")).await;
-    target.fetch(&after, &[&source]).await.unwrap();
+    target.bring(&after, &[whole(source.id())]).await;
     assert!(disk_content(&target, &after).await == random(9, MIB));
 }
 
@@ -152,7 +157,7 @@ async fn a_fetch_that_was_cut_short_reuses_the_rest_when_it_goes_on() {
     introduce(&[&source.transport, &target.transport]);
     let (old, new) = versions(60);
     let before = source.import_indexed(&old).await;
-    target.fetch(&before, &[&source]).await.unwrap();
+    target.bring(&before, &[whole(source.id())]).await;
     let after = source.import_indexed(&new).await;
     let first = sent(&source, &target);
     target.fetch_part(&after, &source, after.bytes() / 2).await;
@@ -164,7 +169,7 @@ async fn a_fetch_that_was_cut_short_reuses_the_rest_when_it_goes_on() {
     introduce(&[&source.transport, &target.transport]);
     let here = target.images.local_bytes(&after).await.unwrap();
     assert!(here >= after.bytes() / 3 && here < after.bytes(), "{here} of {} bytes are here", after.bytes());
-    target.fetch(&after, &[&source]).await.unwrap();
+    target.bring(&after, &[whole(source.id())]).await;
     assert!(disk_content(&target, &after).await == new);
     let most = 60 * (GROUP + PROOF) + index_bytes(&after) + 64 * PROOF;
     let moved = sent(&source, &target) - first;
@@ -178,7 +183,7 @@ async fn whatever_changed_the_result_is_the_same() {
     let mut content = random(10, 3 * MIB);
     for seed in 0..12_u8 {
         let before = source.import_indexed(&content).await;
-        target.fetch(&before, &[&source]).await.unwrap();
+        target.bring(&before, &[whole(source.id())]).await;
         assert!(disk_content(&target, &before).await == content, "version {seed}");
         // Where and how much follows from the seed; lengths go up and down by any number of bytes.
         let dice: Vec<usize> =
@@ -203,17 +208,113 @@ async fn receivers_that_reuse_give_each_other_the_rest() {
     let (old, new) = versions(60);
     let before = source.import_indexed(&old).await;
     for target in [&one, &other] {
-        target.fetch(&before, &[&source]).await.unwrap();
+        target.bring(&before, &[whole(source.id())]).await;
     }
     let after = source.import_indexed(&new).await;
     let part = |node: &TestNode| Holder { endpoint: node.id(), is_whole: false, same_site: None };
-    let fetch = async |target: &TestNode, peer: &TestNode| {
-        target.images.keep(after.id(), &after).await.unwrap();
-        let (_, holders) = watch::channel(vec![whole(source.id()), part(peer)]);
-        in_time(target.images.fetch(&after, holders, &watch::Sender::default())).await.unwrap();
-    };
-    tokio::join!(fetch(&one, &other), fetch(&other, &one));
+    let (from_one, from_other) = ([whole(source.id()), part(&one)], [whole(source.id()), part(&other)]);
+    tokio::join!(one.bring(&after, &from_other), other.bring(&after, &from_one));
     for target in [&one, &other] {
         assert!(disk_content(target, &after).await == new);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_reads_a_disk_as_it_comes_waits_for_no_proof_and_the_rest_is_reused() {
+    let [source, target] = members().await;
+    let old = random(30, 16 * MIB);
+    let new = [&old[..], &random(31, 16 * MIB)].concat();
+    let before = source.import_indexed(&old).await;
+    target.bring(&before, &[whole(source.id())]).await;
+    let after = source.import_indexed(&new).await;
+    // Two minutes until all has come that is not here.
+    let slow = Rates { down_bytes_per_s: Some(128 << 10), ..Rates::default() };
+    target.images.limits().set(None, slow);
+    let holders = [whole(source.id())];
+    let bring = target.bring(&after, &holders);
+    let read = async {
+        let arriving = target.images.arriving(disk_of(&after).part);
+        let at = 5 * MIB + 100;
+        let read = arriving.read(at as u64..(at + BLOCK) as u64, Duration::from_secs(60)).await.unwrap();
+        assert!(read == new[at..at + BLOCK]);
+        target.images.limits().set(None, Rates::default());
+    };
+    let (progress, ()) = tokio::join!(bring, read);
+    assert!(disk_content(&target, &after).await == new);
+    assert!(progress.bytes_reused >= 11 * MIB as u64, "what nobody read is not fetched: {progress:?}");
+}
+
+/// Tells the child what to do: a directory, the source's address, the manifest, and how much is to come before it dies, as JSON.
+const TASK: &str = "BLIXARD_TEST_REUSE";
+
+/// What the process does that the test below starts: it fetches, and kills itself once so much more of the image is here.
+async fn reuse_and_die(task: &str) {
+    let (dir, source, manifest, bytes): (PathBuf, PeerAddress, Manifest, u64) = serde_json::from_str(task).unwrap();
+    let node = TestNode::start_in(&dir.join("images"), load_or_create_key(&dir.join("key")).unwrap()).await;
+    node.transport.learn(&source);
+    let here = node.images.local_bytes(&manifest).await.unwrap();
+    let progress = watch::Sender::<Progress>::default();
+    let mut seen = progress.subscribe();
+    let sources = [source.endpoint];
+    // Where it is done before this sees it, it dies then.
+    tokio::select! {
+        ended = node.fetch_from(&manifest, &sources, &progress) => ended.unwrap(),
+        seen = seen.wait_for(|progress| progress.bytes_done >= here + bytes) => drop(seen.unwrap()),
+    }
+    let Progress { bytes_received, bytes_reused, .. } = *progress.borrow();
+    std::fs::write(dir.join("told"), serde_json::to_string(&(bytes_received, bytes_reused)).unwrap()).unwrap();
+    kill(Pid::this(), Signal::SIGKILL).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_is_killed_while_it_reuses_goes_on_and_gets_next_to_nothing_twice() {
+    /// How much comes in each life: first what has to be fetched, then what is here.
+    const LIVES: [usize; 5] = [MIB, MIB, MIB, 4 * MIB, 4 * MIB];
+    /// What one death may cost of what was verified.
+    const LOST_MAX: u64 = 256 << 10;
+    if let Ok(task) = std::env::var(TASK) {
+        return reuse_and_die(&task).await;
+    }
+    let source = TestNode::start().await;
+    let old = random(40, 24 * MIB);
+    let mut new = old.clone();
+    // Of six groups one has to be fetched, which are 4 MiB.
+    new.chunks_mut(6 * GROUP as usize)
+        .for_each(|groups| groups[BLOCK..2 * BLOCK].iter_mut().for_each(|byte| *byte ^= 1));
+    let (before, after) = (source.import_indexed(&old).await, source.import_indexed(&new).await);
+    let temp = tempfile::tempdir().unwrap();
+    let key = load_or_create_key(&temp.path().join("key")).unwrap();
+    source.transport.access().set_members([source.id(), key.id()]);
+    let target = TestNode::start_in(&temp.path().join("images"), key.clone()).await;
+    target.transport.learn(&source.transport.address());
+    target.bring(&before, &[whole(source.id())]).await;
+    target.stop().await;
+    source.images.limits().set(None, Rates { up_bytes_per_s: Some(4 << 20), ..Rates::default() });
+    let (mut received, mut reused) = (0, 0);
+    for (life, bytes) in LIVES.iter().enumerate() {
+        let task = serde_json::to_string(&(temp.path(), source.transport.address(), &after, bytes)).unwrap();
+        let name =
+            "images::tests::reusing::a_receiver_that_is_killed_while_it_reuses_goes_on_and_gets_next_to_nothing_twice";
+        let child = tokio::process::Command::new(std::env::current_exe().unwrap())
+            .args([name, "--exact", "--nocapture"])
+            .env(TASK, task)
+            .kill_on_drop(true)
+            .output();
+        let child = in_time(child).await.unwrap();
+        assert_eq!(child.status.signal(), Some(9), "life {life}: {}", String::from_utf8_lossy(&child.stderr));
+        let told = std::fs::read_to_string(temp.path().join("told")).unwrap();
+        let (came, found): (u64, u64) = serde_json::from_str(&told).unwrap();
+        (received, reused) = (received + came, reused + found);
+    }
+    assert!(received > 0 && reused > 0, "it died while it fetched and while it reused: {received}, {reused}");
+
+    let target = TestNode::start_in(&temp.path().join("images"), key).await;
+    target.transport.learn(&source.transport.address());
+    let progress = target.bring(&after, &[whole(source.id())]).await;
+    assert!(disk_content(&target, &after).await == new);
+    assert!(target.images.is_complete(&after).await.unwrap());
+    let fresh = (new.len() as u64).div_ceil(6 * GROUP) * GROUP + index_bytes(&after);
+    let twice = (received + progress.bytes_received).saturating_sub(fresh);
+    assert!(twice <= LIVES.len() as u64 * LOST_MAX, "{twice} bytes came twice");
+    target.stop().await;
 }
