@@ -122,6 +122,41 @@ pub(crate) fn ticket_contents() -> Examples {
     named([whole, bare, ("full", [postcard(&full), vec![0; 40]].concat())])
 }
 
+pub(crate) fn document_tickets() -> Examples {
+    // Nodes, a secret, a name, and a key to read or to write it by.
+    let ticket = |nodes: usize, right: u8| postcard(&(vec![peer(); nodes], [9_u8; 32], "config", right, [8_u8; 32]));
+    named([("read", ticket(1, 0)), ("write", ticket(8, 1))])
+}
+
+/// An entry of a document: two signatures, its name (document, author, key), and length, hash and time of its value.
+fn signed_entry(key: &str) -> Vec<u8> {
+    let name = [&[5; 32], &[6; 32], key.as_bytes(), b"\0"].concat();
+    [vec![7; 128], postcard(&(name, 5_u64, [4_u8; 32], 1_700_000_000_000_000_u64))].concat()
+}
+
+pub(crate) fn document_requests() -> Examples {
+    let request = |number: u8, rest: Vec<u8>| [vec![9; 32], vec![number], rest].concat();
+    let sums = vec![2_u8; 1024];
+    named([
+        ("compare", request(0, postcard(&(&sums, 0_u32, None::<[u8; 32]>)))),
+        ("wait", request(0, postcard(&(&sums, 3_u32, Some([1_u8; 32]))))),
+        ("value", request(1, postcard(&("web/app.conf", [4_u8; 32])))),
+        ("give", request(2, signed_entry("app.conf"))),
+    ])
+}
+
+pub(crate) fn document_answers() -> Examples {
+    let entries = [vec![2], signed_entry("a"), signed_entry("web/b")].concat();
+    let told = [vec![0], postcard(&vec![2_u8; 1024]), entries, vec![1]].concat();
+    named([
+        ("entries", told),
+        ("value", [vec![1], postcard(&Some(b"value".to_vec()))].concat()),
+        ("no_value", vec![1, 0]),
+        ("given", vec![2, 0]),
+        ("refused", vec![2, 1, 3]),
+    ])
+}
+
 /// A part of a share, which names a blob.
 fn part(bytes: u64) -> ([u8; 32], u64) {
     ([3; 32], bytes)
@@ -308,6 +343,11 @@ pub(crate) fn requests() -> Examples {
         ("share_stop", head("DELETE /v1/shares/0102030405060708?node=2", "")),
         ("documents", head("GET /v1/documents", "")),
         ("document_create", head("PUT /v1/documents/web", "")),
+        ("document_shares", head("GET /v1/documents/web/shares", "")),
+        ("document_share", with_body("POST /v1/documents/web/shares", json!({ "write": true, "ttl_ms": 60_000 }))),
+        ("document_share_stop", head("DELETE /v1/documents/web/shares/0102030405060708", "")),
+        ("document_join", with_body("PUT /v1/documents/web/origin", json!({ "ticket": "blixarddocaf3" }))),
+        ("document_leave", head("DELETE /v1/documents/web/origin", "")),
         ("entries", head("GET /v1/documents/config/entries?prefix=web%2F&all=true", "")),
         ("document_watch", head("GET /v1/documents/config/watch?prefix=a", "")),
         ("value", head("GET /v1/documents/config/value?key=web/app.conf", "")),
@@ -392,7 +432,8 @@ pub(crate) fn answers() -> Examples {
     });
     let verdict = json!({ "node": 1, "fits": false, "rank": null, "sort": "memory", "text": "it has too little" });
     let explained = json!({ "vm": "web", "node": null, "verdicts": [verdict] });
-    let document = json!({ "name": "config", "keys": 2, "bytes": 10 });
+    let origin = json!({ "write": true, "met_at": 5, "failure": null });
+    let document = json!({ "name": "config", "keys": 2, "bytes": 10, "origin": origin });
     let entry = json!({
         "key": "web/app.conf", "bytes": 5, "hash": KEY, "written_at": 3, "written_by": KEY, "node": 1, "deleted": false,
         "latest": true, "here": true,

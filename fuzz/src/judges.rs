@@ -56,6 +56,30 @@ pub(crate) fn registry(input: &[u8], _: &[u8]) -> Verdict {
     keys(input, "endpoint_id", "cluster_id")
 }
 
+pub(crate) fn document_ticket(input: &[u8], again: &[u8]) -> Verdict {
+    that(again.len() <= input.len(), "there is more in it than was given")?;
+    let (nodes, _, name, right, _): (Vec<PeerAddress>, [u8; 32], String, u8, [u8; 32]) =
+        postcard::from_bytes(again).map_err(|error| error.to_string())?;
+    that((1..=8).contains(&nodes.len()), "it names no node, or too many")?;
+    that(!name.contains(['/', '\0']) && !name.is_empty() && right <= 1, "it is for no document, or no right")
+}
+
+pub(crate) fn document_request(input: &[u8], again: &[u8]) -> Verdict {
+    that(again.len() <= input.len() && input.starts_with(&again[..32]), "its secret is another")?;
+    match again[32] {
+        // The length of the sums takes two bytes.
+        0 => that(again.len() > 32 + 3 + 1024 && again[33..35] == [0x80, 0x08], "it has not all sums"),
+        1 => that(again.len() > 65, "it names no key and no hash"),
+        // Behind two signatures comes the name of the entry, which has at least two keys.
+        2 => that(again.len() > 33 + 128 + 64, "its entry is cut within its name"),
+        _ => Err("it wants what no document has".to_owned()),
+    }
+}
+
+pub(crate) fn document_answer(input: &[u8], again: &[u8]) -> Verdict {
+    that(again.len() <= input.len() && again[0] <= 2, "it is no kind of answer")
+}
+
 pub(crate) fn document_key(input: &[u8], again: &[u8]) -> Verdict {
     that(input == again, "it is written again as another")?;
     that(input.len() <= 256 && input.ends_with(b"\0"), "it has no end, or is too long")?;

@@ -80,10 +80,31 @@ pub const TARGETS: &[Target] = &[
         ..PLAIN
     },
     Target {
+        name: "document_answer",
+        decode: node::document_answer,
+        examples: examples::document_answers,
+        judge: judges::document_answer,
+        ..PLAIN
+    },
+    Target {
         name: "document_key",
         decode: node::document_key,
         examples: examples::document_keys,
         judge: judges::document_key,
+        ..PLAIN
+    },
+    Target {
+        name: "document_request",
+        decode: node::document_request,
+        examples: examples::document_requests,
+        judge: judges::document_request,
+        ..PLAIN
+    },
+    Target {
+        name: "document_ticket",
+        decode: node::document_ticket,
+        examples: examples::document_tickets,
+        judge: judges::document_ticket,
         ..PLAIN
     },
     // A newer node may have more to say to a stranger than an older one can read, and the other way round.

@@ -18,6 +18,7 @@ use crate::api::{
     ClusterView, DocumentView, EntryView, EventView, ExplainView, Fault, ImageView, LiveView, TokenView, VmView,
 };
 use crate::config::Layers;
+use crate::documents::{self, DocumentTicket};
 use crate::raft::GroupView;
 use crate::shares::{self, Listing, ShareTicket};
 use crate::trace::TraceContext;
@@ -117,8 +118,26 @@ pub fn disk_client(bytes: &[u8]) -> Result<Vec<u8>, String> {
 
 /// A key in a document, as another member stored it.
 pub fn document_key(bytes: &[u8]) -> Result<Vec<u8>, String> {
-    let key = crate::documents::read_stored_key(bytes).ok_or("it is no key")?;
-    Ok(crate::documents::stored_key(key.as_str()))
+    let key = documents::read_stored_key(bytes).ok_or("it is no key")?;
+    Ok(documents::stored_key(key.as_str()))
+}
+
+/// What is inside of a document's ticket.
+pub fn document_ticket(bytes: &[u8]) -> Result<Vec<u8>, String> {
+    let ticket = DocumentTicket::decode(bytes).map_err(|error| error.to_string())?;
+    Ok(postcard(&ticket))
+}
+
+/// The head of a request for a shared document.
+pub fn document_request(bytes: &[u8]) -> Result<Vec<u8>, String> {
+    let request = documents::Request::decode(bytes).ok_or("it is no request for a shared document")?;
+    Ok(request.encode())
+}
+
+/// What a node of another cluster answers about a document.
+pub fn document_answer(bytes: &[u8]) -> Result<Vec<u8>, String> {
+    let answer = documents::Answer::decode(bytes).ok_or("it is no answer about a shared document")?;
+    Ok(answer.encode())
 }
 
 /// What is inside of a share's ticket.

@@ -164,6 +164,8 @@ pub(crate) struct Metrics {
     pub(crate) api_times: Histograms,
     /// Nodes that asked to join and were refused.
     pub(crate) joins_refused: Counter,
+    /// Requests with the ticket of a document that opens nothing.
+    pub(crate) document_tickets_refused: Counter,
     /// Bytes of content sent to those who fetch what this node shares.
     pub(crate) shared_bytes: Counter,
     /// Requests for a share that was not there, or no longer.
@@ -362,6 +364,10 @@ impl Default for Metrics {
                 Histograms::new_with_constructor(request_times),
             ),
             joins_refused: book.counter("joins_refused", "Nodes that asked to join and were refused"),
+            document_tickets_refused: book.counter(
+                "document_tickets_refused",
+                "Requests with the ticket of a document that opens nothing, or no longer",
+            ),
             shared_bytes: book.enter_in(
                 "share_sent",
                 Unit::Bytes,

@@ -21,6 +21,8 @@ pub use server::routes::{Rule, openapi, rules};
 pub use target::Target;
 pub use views::*;
 
+pub use crate::documents::{DocumentRight, DocumentTicket};
+
 /// Names a request, so that it has one effect however often it is sent.
 const REQUEST_HEADER: &str = "x-blixard-request";
 /// For which client a member asks another one.

@@ -16,7 +16,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::raft::Role;
 pub use confinement::{ConfinementView, PrivilegesView};
-pub use documents::{ConfigFileView, DocumentView, EntryView};
 
 mod cache;
 mod compare;
@@ -25,6 +24,7 @@ mod shares;
 mod transfers;
 pub use cache::*;
 pub use compare::*;
+pub use documents::*;
 pub use peers::*;
 pub use shares::*;
 pub use transfers::*;

@@ -25,12 +25,13 @@ const ABSENT: u8 = 0;
 const PRESENT: u8 = 1;
 
 impl Documents {
-    /// What serves both protocols.
+    /// What serves the protocols.
     pub(crate) fn handlers(&self) -> Vec<(Protocol, Handler)> {
-        let (entries, values) = (self.clone(), self.clone());
+        let (entries, values, shared) = (self.clone(), self.clone(), self.clone());
         let entries = handler(move |connection| entries.clone().serve_entries(connection));
         let values = handler(move |connection| values.clone().serve_values(connection));
-        vec![(Protocol::Documents, entries), (Protocol::Values, values)]
+        let shared = handler(move |connection| shared.clone().serve_outside(connection));
+        vec![(Protocol::Documents, entries), (Protocol::Values, values), (Protocol::SharedDocuments, shared)]
     }
 
     /// Compares one document with a member that asks for it.
@@ -58,8 +59,7 @@ impl Documents {
     }
 
     fn is_open(&self, space: NamespaceId) -> bool {
-        let open = self.inner.open.borrow();
-        open.index.iter().chain(open.named.values()).any(|known| known.id == space)
+        self.inner.open.borrow().all().any(|known| known.id == space)
     }
 
     async fn serve_values(self, connection: Connection) {

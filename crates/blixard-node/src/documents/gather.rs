@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use blixard_core::{BlobHash, EndpointId};
+use iroh_docs::NamespaceId;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::Documents;
 use super::spread::{backoff, some};
 use super::stored::{Entry, latest};
+use super::{Documents, Held};
 
 /// Changes of this time are taken together: each look reads every entry.
-const GATHER: Duration = Duration::from_millis(50);
+pub(super) const GATHER: Duration = Duration::from_millis(50);
 /// Values that are fetched at the same time.
 const FETCHES_MAX: usize = 8;
 /// How often it looks though nothing has changed.
@@ -44,15 +45,15 @@ impl Documents {
     }
 
     /// Fetches values, some at a time. Whether all of them came.
-    async fn fetch_all(&self, missing: Vec<Entry>) -> bool {
+    async fn fetch_all(&self, missing: Vec<(NamespaceId, Entry)>) -> bool {
         let (mut fetching, mut waiting) = (JoinSet::new(), missing.into_iter());
         let (mut has_some, mut has_all) = (false, true);
         loop {
             while fetching.len() < FETCHES_MAX
-                && let Some(entry) = waiting.next()
+                && let Some((space, entry)) = waiting.next()
             {
                 let documents = self.clone();
-                fetching.spawn(async move { documents.fetch(&entry).await });
+                fetching.spawn(async move { documents.fetch(space, &entry).await });
             }
             let Some(ended) = fetching.join_next().await else { break };
             let is_here = ended.unwrap_or_else(|error| {
@@ -70,7 +71,7 @@ impl Documents {
     }
 
     /// Looks which values are named by the entries that count and not here, and removes those that are here and not named.
-    async fn look(&self) -> anyhow::Result<Vec<Entry>> {
+    async fn look(&self) -> anyhow::Result<Vec<(NamespaceId, Entry)>> {
         // Nobody writes a value meanwhile for which there is no entry yet.
         let _alone = self.inner.gate.write().await;
         let open = self.inner.open.borrow().clone();
@@ -78,12 +79,16 @@ impl Documents {
             return Ok(Vec::new());
         }
         let is_whole = self.knows_all().await?;
-        let mut named: BTreeMap<BlobHash, Entry> = BTreeMap::new();
-        for space in open.named.values() {
-            let counting: Vec<Entry> = latest(self.entries_of(space).await?).collect();
-            self.inner.keys.lock().expect("no holder of this lock panics").insert(space.id, counting.len());
+        let mut named: BTreeMap<BlobHash, (NamespaceId, Entry)> = BTreeMap::new();
+        for space in open.ledger.iter().chain(open.named.values()) {
+            let all = self.entries_of(space).await?;
+            let entries = all.len();
+            let counting: Vec<Entry> = latest(all).collect();
+            let bytes = counting.iter().map(|entry| entry.bytes).sum();
+            let held = Held { keys: counting.len(), entries, bytes };
+            self.inner.held.lock().expect("no holder of this lock panics").insert(space.id, held);
             let counting = counting.into_iter().filter(|entry| !entry.is_deleted());
-            named.extend(counting.map(|entry| (entry.hash, entry)));
+            named.extend(counting.map(|entry| (entry.hash, (space.id, entry))));
         }
         for hash in self.inner.values.all() {
             if named.remove(&hash).is_none() && is_whole {
@@ -99,11 +104,14 @@ impl Documents {
         let Some(index) = open.index else { return Ok(false) };
         let mut listed = latest(self.entries_of(&index).await?).filter(|entry| !entry.is_deleted());
         let is_open = |entry: Entry| open.named.keys().any(|name| name.as_str() == entry.key.as_str());
-        Ok(listed.all(is_open))
+        let ledger = self.inner.ledger.borrow();
+        let has_joined = ledger.unread.is_empty() && ledger.joined.keys().all(|name| open.named.contains_key(name));
+        Ok(listed.all(is_open) && ledger.is_read && has_joined)
     }
 
-    /// Has the value of an entry come, from its author or any other member. Whether it is here then.
-    pub(super) async fn fetch(&self, entry: &Entry) -> bool {
+    /// Has the value of an entry come, from its author or any other member, or from where its document was joined. Whether it is here
+    /// then.
+    pub(super) async fn fetch(&self, space: NamespaceId, entry: &Entry) -> bool {
         let members = self.inner.circle.borrow().members.clone();
         let is_author = |peer: &EndpointId| *peer == entry.author;
         let (author, others): (Vec<_>, Vec<_>) = members.into_iter().partition(is_author);
@@ -118,15 +126,22 @@ impl Documents {
                     continue;
                 }
             };
-            let _kept = self.inner.gate.read().await;
-            match self.inner.values.put(value).await {
-                Ok(_) => return true,
-                Err(error) => {
-                    tracing::warn!(error = format!("{error:#}"), "a value cannot be kept; it is fetched again");
-                    return false;
-                }
+            return self.keep_value(value).await;
+        }
+        match self.ask_outside(space, entry).await {
+            Some(value) => self.keep_value(value).await,
+            None => false,
+        }
+    }
+
+    async fn keep_value(&self, value: Vec<u8>) -> bool {
+        let _kept = self.inner.gate.read().await;
+        match self.inner.values.put(value).await {
+            Ok(_) => true,
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "a value cannot be kept; it is fetched again");
+                false
             }
         }
-        false
     }
 }

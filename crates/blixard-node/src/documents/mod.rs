@@ -1,28 +1,36 @@
 //! Documents: sets of keys and values that every member has whole, and that can be read and written without a quorum.
 //!
-//! The room owns the store of entries (who wrote what under which key, and when), the values themselves, and the two
-//! protocols by which members compare entries and ask each other for values. It never decides who is a member: `node/` tells it
+//! The room owns the store of entries (who wrote what under which key, and when), the values themselves, the two
+//! protocols by which members compare entries and ask each other for values, and the one by which other clusters read and write
+//! documents for which they have a ticket (`outside.rs` answers, `join.rs` asks, `ledger.rs` says which those are). It never decides who is a member: `node/` tells it
 //! (see [`Circle`]). It writes in no name but this node's own, whose key signs each entry.
 //!
 //! ```text
 //! set -> value on disk -> entry signed -> told to others -> they fetch the value
 //! ```
 //!
-//! Two loops carry it ([`Documents::run`]): `spread.rs` compares entries with other members whenever there is reason to, and
-//! `gather.rs` looks which values are missing or not needed any more. They look anew each time, so that a lost message, a
+//! Three loops carry it ([`Documents::run`]): `spread.rs` compares entries with other members whenever there is reason to,
+//! `gather.rs` looks which values are missing or not needed any more, and `join.rs` follows documents of other clusters. They look anew each time, so that a lost message, a
 //! restart or a partition costs time and nothing else.
 //!
 //! What a crash loses: of the process, nothing that was acknowledged; what came from others in the last half second comes
 //! again. It stops with [`Documents::shutdown`], after the transport.
 
+mod error;
 mod exchange;
 mod gather;
+mod join;
+mod ledger;
+mod outside;
 mod read;
 mod spread;
 mod stored;
+mod sums;
 #[cfg(test)]
 mod tests;
+mod ticket;
 mod values;
+mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -31,27 +39,38 @@ use std::time::Duration;
 
 use anyhow::Context;
 use blixard_core::limits::DOCUMENT_VALUE_BYTES_MAX as VALUE_BYTES_MAX;
-use blixard_core::{BlobHash, DocumentKey, DocumentName, DocumentsSecret, EndpointId};
+use blixard_core::{BlobHash, DocumentKey, DocumentName, DocumentsSecret, EndpointId, ShareId};
 use iroh_blobs::Hash;
 use iroh_docs::actor::{OpenOpts, SyncHandle};
 use iroh_docs::store::fs::Store;
 use iroh_docs::sync::{Event, MAX_TIMESTAMP_FUTURE_SHIFT};
 use iroh_docs::{Author, Capability, ContentStatus, NamespaceId, Record, SignedEntry};
-use tokio::sync::{Notify, RwLock, watch};
+use tokio::sync::{Notify, RwLock, Semaphore, watch};
 
 use crate::clock;
 use crate::damage::check_database;
 use crate::metrics::Metrics;
 use crate::transport::{SecretKey, Transport};
+use join::Link;
+use ledger::Ledger;
+use outside::{ANSWERING_MAX, Turn};
 use spread::Whence;
 use stored::{Space, latest, next_stamp};
 use values::Values;
 
-pub(crate) use read::Found;
+pub(crate) use error::DocumentError;
+pub(crate) use join::Contact;
+pub(crate) use ledger::DocumentShare;
+pub(crate) use read::{Found, Listed};
 pub(crate) use stored::{Entry, read_stored_key, stored_key};
+pub(crate) use ticket::TICKET_NODES_MAX;
+pub use ticket::{DocumentRight, DocumentTicket};
+pub(crate) use wire::{Answer, Request};
 
 /// Keys of one document: all are looked at whenever one has changed.
 const KEYS_MAX: usize = 10_000;
+/// Entries of one document that are taken from outside of the cluster: each key may have been written by several nodes.
+const ENTRIES_MAX: usize = 4 * KEYS_MAX;
 /// Documents of a cluster: each is compared by itself.
 const DOCUMENTS_MAX: usize = 64;
 /// How long a request waits for the documents to be opened, which takes a moment after a node has started.
@@ -65,45 +84,6 @@ const VALUES: &str = "values";
 /// What to do when the database is damaged.
 const STORE_LOST: &str = "move the folder documents/ away: this node then gets the documents again from the other nodes; what no \
                           other node has is lost, but for the values, which are the files in documents/values";
-
-/// Why a document cannot be read or written.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum DocumentError {
-    /// The node does not know the secret of its cluster yet.
-    #[error("the documents are not open yet: ask again in a moment")]
-    NotOpen,
-    /// No such document.
-    #[error("there is no document {0}: create it with `blixard doc create {0}`")]
-    NoDocument(DocumentName),
-    /// No such key.
-    #[error("document {0} has no key {1}")]
-    NoKey(DocumentName, DocumentKey),
-    /// The entry is here and its value is not.
-    #[error(
-        "the value of {1} in document {0} has not come here yet, and no node that has it can be reached: ask again"
-    )]
-    NotHere(DocumentName, DocumentKey),
-    /// A value without bytes would be a deletion.
-    #[error("a value has at least one byte: delete the key instead")]
-    Empty,
-    /// A value that is too long.
-    #[error("a value has at most {VALUE_BYTES_MAX} bytes: what is larger can be imported as an image")]
-    TooLarge,
-    /// The limit on keys.
-    #[error("document {0} has {KEYS_MAX} keys already, deleted ones included, which is the limit")]
-    Full(DocumentName),
-    /// The limit on documents.
-    #[error("the cluster has {DOCUMENTS_MAX} documents already, which is the limit")]
-    TooMany,
-    /// Other members would not take what is written now.
-    #[error(
-        "the clock of this node is more than ten minutes behind that of the node which wrote this key: set it right"
-    )]
-    ClockBehind,
-    /// The store failed.
-    #[error("the store of documents failed")]
-    Storage(#[from] anyhow::Error),
-}
 
 /// Who shares the documents.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -132,8 +112,17 @@ struct Inner {
     writing: tokio::sync::Mutex<()>,
     /// Shared by whoever has a value on the disk and no entry for it yet; taken alone to remove what has none.
     gate: RwLock<()>,
-    /// How many keys each document had when they were last looked at, and how many were added here since.
-    keys: Mutex<BTreeMap<NamespaceId, usize>>,
+    /// What each document had when it was last looked at, and what was added here since.
+    held: Mutex<BTreeMap<NamespaceId, Held>>,
+    ledger: watch::Sender<Ledger>,
+    /// Held by whoever opens and closes what the ledger says.
+    opening: tokio::sync::Mutex<()>,
+    links: Mutex<BTreeMap<DocumentName, Arc<Link>>>,
+    /// By which those who write with the same ticket wait for each other.
+    turns: Mutex<BTreeMap<ShareId, Turn>>,
+    answering: Semaphore,
+    /// How often each document has changed since this node started.
+    noted: Mutex<BTreeMap<NamespaceId, u64>>,
     news: Mutex<News>,
     stirred: Notify,
     /// By which the store tells what is new in it.
@@ -146,7 +135,34 @@ struct Inner {
 #[derive(Clone, Default)]
 struct Spaces {
     index: Option<Space>,
+    ledger: Option<Space>,
+    /// Those that people name, of this cluster and of others.
     named: BTreeMap<DocumentName, Space>,
+}
+
+impl Spaces {
+    fn all(&self) -> impl Iterator<Item = &Space> {
+        self.index.iter().chain(&self.ledger).chain(self.named.values())
+    }
+}
+
+/// How much there is of a document.
+#[derive(Debug, Clone, Copy, Default)]
+struct Held {
+    /// Keys, deleted ones included: that they were deleted is kept, so that nobody brings them back.
+    keys: usize,
+    /// Entries of all authors.
+    entries: usize,
+    /// Bytes of all values that count.
+    bytes: u64,
+}
+
+impl Held {
+    fn add(&mut self, more: Self) {
+        self.keys += more.keys;
+        self.entries += more.entries;
+        self.bytes = self.bytes.saturating_add(more.bytes);
+    }
 }
 
 /// What `spread.rs` has not acted on yet.
@@ -205,7 +221,13 @@ impl Documents {
             open: watch::Sender::default(),
             writing: tokio::sync::Mutex::default(),
             gate: RwLock::default(),
-            keys: Mutex::default(),
+            held: Mutex::default(),
+            ledger: watch::Sender::default(),
+            opening: tokio::sync::Mutex::default(),
+            links: Mutex::default(),
+            turns: Mutex::default(),
+            answering: Semaphore::new(ANSWERING_MAX),
+            noted: Mutex::default(),
             news: Mutex::default(),
             stirred: Notify::new(),
             events: async_channel::bounded(EVENTS_WAITING),
@@ -226,7 +248,7 @@ impl Documents {
 
     /// Keeps the documents in line with those of the other members, for as long as the node runs.
     pub(crate) async fn run(self) {
-        tokio::join!(self.spread(), self.gather(), self.hear());
+        tokio::join!(self.spread(), self.gather(), self.hear(), self.follow_all());
     }
 
     /// Rises whenever an entry or a value may have come, from here or elsewhere.
@@ -275,31 +297,43 @@ impl Documents {
         key: &DocumentKey,
         value: Vec<u8>,
     ) -> Result<Entry, DocumentError> {
-        let bytes = value.len() as u64;
-        match bytes {
+        match value.len() as u64 {
             0 => return Err(DocumentError::Empty),
             bytes if bytes > VALUE_BYTES_MAX => return Err(DocumentError::TooLarge),
             _ => {}
         }
-        let space = self.space(name).await?;
+        self.put(&self.space(name).await?, name, key, value).await
+    }
+
+    /// Writes a value that is sound.
+    async fn put(
+        &self,
+        space: &Space,
+        name: &DocumentName,
+        key: &DocumentKey,
+        value: Vec<u8>,
+    ) -> Result<Entry, DocumentError> {
+        if space.secret.is_none() {
+            return Err(DocumentError::ReadOnly(name.clone()));
+        }
+        let bytes = value.len() as u64;
         let _kept = self.inner.gate.read().await;
         let hash = self.inner.values.put(value).await?;
         let _turn = self.inner.writing.lock().await;
-        let before = self.written(&space, key).await?;
+        let before = self.written(space, key).await?;
         match &before {
             Some(before) if (before.hash, before.bytes) == (hash, bytes) => return Ok(before.clone()),
             Some(_) => {}
             None => {
-                // Deleted keys count: that they were deleted is kept, so that nobody brings them back.
-                let mut keys = self.inner.keys.lock().expect("no holder of this lock panics");
-                let known = keys.entry(space.id).or_default();
-                if *known >= KEYS_MAX {
+                let mut held = self.inner.held.lock().expect("no holder of this lock panics");
+                let known = held.entry(space.id).or_default();
+                if known.keys >= KEYS_MAX {
                     return Err(DocumentError::Full(name.clone()));
                 }
-                *known += 1;
+                known.add(Held { keys: 1, entries: 1, bytes });
             }
         }
-        self.write(&space, key, before.as_ref(), Some((hash, bytes))).await
+        self.write(space, key, before.as_ref(), Some((hash, bytes))).await
     }
 
     /// Deletes a key, whoever wrote it.
@@ -313,6 +347,9 @@ impl Documents {
         let is_there = before.as_ref().is_some_and(|before| !before.is_deleted());
         if !is_there {
             return Err(DocumentError::NoKey(name.clone(), key.clone()));
+        }
+        if space.secret.is_none() {
+            return Err(DocumentError::ReadOnly(name.clone()));
         }
         self.write(&space, key, before.as_ref(), None).await
     }
@@ -332,7 +369,8 @@ impl Documents {
             Some((hash, bytes)) => Record::new(Hash::from_bytes(hash.0), bytes, stamp),
             None => Record::empty(stamp),
         };
-        let entry = SignedEntry::from_parts(&space.secret, &inner.author, stored_key(key.as_str()), record);
+        let secret = space.secret.as_ref().context("write a document that is only read here")?;
+        let entry = SignedEntry::from_parts(secret, &inner.author, stored_key(key.as_str()), record);
         let written = Entry::read(&entry).context("read the entry that was just made")?;
         // As if it had come from elsewhere: then the store needs no secrets, which would lie in its file a second time.
         let own = inner.transport.id().0;
@@ -351,12 +389,14 @@ impl Documents {
 
     /// Opens the list of documents and the one that every cluster has.
     async fn open_first(&self, secret: &DocumentsSecret) -> anyhow::Result<()> {
-        let (index, config) = (Space::index(secret), Space::named(secret, &DocumentName::config()));
-        self.open_space(&index).await?;
-        self.open_space(&config).await?;
-        let ids = [index.id, config.id];
+        let (index, ledger) = (Space::index(secret), Space::ledger(secret));
+        let config = Space::named(secret, &DocumentName::config());
+        for space in [&index, &ledger, &config] {
+            self.open_space(space).await?;
+        }
+        let ids = [index.id, ledger.id, config.id];
         self.inner.open.send_modify(|open| {
-            open.index = Some(index);
+            (open.index, open.ledger) = (Some(index), Some(ledger));
             open.named.insert(DocumentName::config(), config);
         });
         // Members that were known before the secret have not been asked for them.
@@ -407,9 +447,29 @@ impl Documents {
 
     /// Notes that a document has changed, for the loops and for whoever watches.
     fn note(&self, space: NamespaceId, whence: Whence) {
+        *self.inner.noted.lock().expect("no holder of this lock panics").entry(space).or_default() += 1;
         self.news().changed.entry(space).and_modify(|known| *known = known.and(whence)).or_insert(whence);
         self.inner.stirred.notify_one();
         self.inner.changes.send_modify(|changes| *changes += 1);
+    }
+
+    /// How often a document has changed.
+    fn noted(&self, space: NamespaceId) -> u64 {
+        self.inner.noted.lock().expect("no holder of this lock panics").get(&space).copied().unwrap_or_default()
+    }
+
+    /// Waits until a document has changed since it was `noted`, or a value may have come.
+    async fn moved(&self, space: NamespaceId, noted: u64) {
+        let mut changes = self.inner.changes.subscribe();
+        while self.noted(space) == noted {
+            if changes.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    fn held(&self, space: NamespaceId) -> Held {
+        self.inner.held.lock().expect("no holder of this lock panics").get(&space).copied().unwrap_or_default()
     }
 
     fn news(&self) -> MutexGuard<'_, News> {

@@ -3,11 +3,11 @@
 use blixard_core::{BlobHash, DocumentKey, DocumentName};
 use iroh_docs::SignedEntry;
 use iroh_docs::api::RpcResult;
-use iroh_docs::store::{Query, SortBy, SortDirection};
+use iroh_docs::store::{FlatQuery, Query, QueryBuilder, SortBy, SortDirection};
 use tokio::sync::mpsc;
 
 use super::stored::{Entry, Space, by_key, latest, stored_key};
-use super::{DocumentError, Documents};
+use super::{Contact, DocumentError, Documents};
 
 /// Entries that wait between the store and whoever reads.
 const WAITING_ENTRIES: usize = 64;
@@ -21,6 +21,8 @@ pub(crate) struct Listed {
     pub(crate) keys: usize,
     /// Bytes of all its values.
     pub(crate) bytes: u64,
+    /// Of a document of another cluster, whether it may be written here, and how it is with that cluster.
+    pub(crate) origin: Option<(bool, Contact)>,
 }
 
 /// An entry as it was found.
@@ -44,7 +46,9 @@ impl Documents {
         for (name, space) in self.spaces().await?.named {
             let entries = latest(self.entries_of(&space).await?).filter(|entry| !entry.is_deleted());
             let (keys, bytes) = entries.fold((0, 0), |(keys, bytes), entry| (keys + 1, bytes + entry.bytes));
-            listed.push(Listed { name, keys, bytes });
+            let is_joined = self.inner.ledger.borrow().joined.contains_key(&name);
+            let origin = is_joined.then(|| (space.secret.is_some(), self.contact(&name).unwrap_or_default()));
+            listed.push(Listed { name, keys, bytes, origin });
         }
         Ok(listed)
     }
@@ -89,7 +93,7 @@ impl Documents {
                 return Ok((entry, value));
             }
             // What was the value a moment ago may have been replaced, and let go, in between.
-            if tried == Some(entry.hash) || !self.fetch(&entry).await {
+            if tried == Some(entry.hash) || !self.fetch(space.id, &entry).await {
                 return Err(DocumentError::NotHere(name.clone(), key.clone()));
             }
             tried = Some(entry.hash);
@@ -117,18 +121,23 @@ impl Documents {
         self.query(space, Query::all()).await
     }
 
-    async fn query(
-        &self,
-        space: &Space,
-        query: iroh_docs::store::QueryBuilder<iroh_docs::store::FlatQuery>,
-    ) -> anyhow::Result<Vec<Entry>> {
+    /// All entries of a document as they were signed, in the order of their keys and authors.
+    pub(super) async fn signed_entries(&self, space: &Space) -> anyhow::Result<Vec<SignedEntry>> {
+        self.query_signed(space, Query::all()).await
+    }
+
+    async fn query(&self, space: &Space, query: QueryBuilder<FlatQuery>) -> anyhow::Result<Vec<Entry>> {
+        // One that cannot be read was written by another version, or in malice, and means nothing here.
+        Ok(self.query_signed(space, query).await?.iter().filter_map(Entry::read).collect())
+    }
+
+    async fn query_signed(&self, space: &Space, query: QueryBuilder<FlatQuery>) -> anyhow::Result<Vec<SignedEntry>> {
         let query = query.include_empty().sort_by(SortBy::KeyAuthor, SortDirection::Asc);
         let (send, mut found) = mpsc::channel::<RpcResult<SignedEntry>>(WAITING_ENTRIES);
         self.inner.store.get_many(space.id, query.into(), send.into()).await?;
         let mut entries = Vec::new();
         while let Some(entry) = found.recv().await {
-            // One that cannot be read was written by another version, or in malice, and means nothing here.
-            entries.extend(Entry::read(&entry?));
+            entries.push(entry?);
         }
         Ok(entries)
     }

@@ -151,8 +151,7 @@ impl Documents {
 
     /// The list of documents and all that are open.
     fn all_spaces(&self) -> BTreeSet<NamespaceId> {
-        let open = self.inner.open.borrow();
-        open.index.iter().chain(open.named.values()).map(|space| space.id).collect()
+        self.inner.open.borrow().all().map(|space| space.id).collect()
     }
 
     /// By which the list of documents is found, once it is open.

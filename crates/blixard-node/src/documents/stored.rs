@@ -17,14 +17,19 @@ const US_IN_MS: u64 = 1000;
 pub(super) struct Space {
     /// By which it is found, and read.
     pub(super) id: NamespaceId,
-    /// By which it is written.
-    pub(super) secret: NamespaceSecret,
+    /// By which it is written; none where it may only be read.
+    pub(super) secret: Option<NamespaceSecret>,
 }
 
 impl Space {
     /// The document in which the others are listed.
     pub(super) fn index(secret: &DocumentsSecret) -> Self {
         Self::derived("blixard index of documents 1", secret, "")
+    }
+
+    /// The one in which stands what is shared with other clusters, and had from them.
+    pub(super) fn ledger(secret: &DocumentsSecret) -> Self {
+        Self::derived("blixard ledger of documents 1", secret, "")
     }
 
     /// The document of a name: the same at every member, whether or not they can reach each other.
@@ -34,8 +39,12 @@ impl Space {
 
     fn derived(context: &str, secret: &DocumentsSecret, name: &str) -> Self {
         let material = [&secret.0[..], name.as_bytes()].concat();
-        let secret = NamespaceSecret::from_bytes(&blake3::derive_key(context, &material));
-        Self { id: secret.id(), secret }
+        Self::written_with(NamespaceSecret::from_bytes(&blake3::derive_key(context, &material)))
+    }
+
+    /// The document that a secret writes.
+    pub(super) fn written_with(secret: NamespaceSecret) -> Self {
+        Self { id: secret.id(), secret: Some(secret) }
     }
 }
 

@@ -12,6 +12,8 @@ use super::{Circle, DocumentError, Documents, VALUE_BYTES_MAX, VALUES};
 use crate::metrics::Metrics;
 use crate::transport::{Protocol, SecretKey, Transport, TransportConfig, refusal};
 
+mod sharing;
+
 /// No test takes anywhere near this long; one that does is stuck.
 const PATIENCE: Duration = Duration::from_secs(60);
 const SECRET: DocumentsSecret = DocumentsSecret([7; 32]);
@@ -30,13 +32,27 @@ impl TestNode {
     }
 
     async fn start_as(dir: &Path, key: SecretKey) -> Self {
+        Self::start_at(dir, key, "127.0.0.1:0".parse().unwrap()).await
+    }
+
+    /// The same at an address that is known before.
+    async fn start_at(dir: &Path, key: SecretKey, address: std::net::SocketAddr) -> Self {
         // Shown with the output of a test that fails; BLIXARD_LOG chooses what.
         let filter = tracing_subscriber::EnvFilter::try_from_env("BLIXARD_LOG");
         let filter = filter.unwrap_or_else(|_| "blixard_node=debug".into());
         // Another test of the process may have set it up already.
         let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
-        let bind = vec!["127.0.0.1:0".parse().unwrap()];
-        let transport = Transport::open(TransportConfig { key: key.clone(), bind, relays: Vec::new() }).await.unwrap();
+        // The endpoint that had the port before closes its socket in the background.
+        let opening = async {
+            loop {
+                let config = TransportConfig { key: key.clone(), bind: vec![address], relays: Vec::new() };
+                match Transport::open(config).await {
+                    Ok(transport) => return transport,
+                    Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+                }
+            }
+        };
+        let transport = tokio::time::timeout(PATIENCE, opening).await.expect("the port is never free");
         std::fs::create_dir_all(dir).unwrap();
         Documents::prepare(dir).unwrap();
         let metrics = Arc::new(Metrics::default());
@@ -71,6 +87,13 @@ impl TestNode {
         }
     }
 
+    async fn get_in(&self, document: &DocumentName, key: &str) -> Option<String> {
+        match self.documents.get(document, &name(key)).await {
+            Ok((_, value)) => Some(String::from_utf8(value).unwrap()),
+            Err(_) => None,
+        }
+    }
+
     /// Waits until a key has a value, or none.
     async fn has(&self, key: &str, value: Option<&str>) {
         let wait = async {
@@ -99,13 +122,18 @@ fn name(key: &str) -> DocumentKey {
 
 /// Makes these nodes, and no others, members of one cluster.
 fn introduce(nodes: &[&TestNode]) {
+    introduce_with(SECRET, nodes);
+}
+
+/// The same of a cluster with another secret.
+fn introduce_with(secret: DocumentsSecret, nodes: &[&TestNode]) {
     for node in nodes {
         node.transport.access().set_members(nodes.iter().map(|other| other.id()));
         for other in nodes {
             node.transport.learn(&other.transport.address());
         }
         let members = nodes.iter().map(|other| other.id()).filter(|id| *id != node.id()).collect();
-        node.documents.meet(Circle { secret: Some(SECRET), members });
+        node.documents.meet(Circle { secret: Some(secret), members });
     }
 }
 

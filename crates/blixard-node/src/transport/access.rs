@@ -69,7 +69,7 @@ impl AccessList {
     fn refuse(&self, key: &EndpointId, alpn: &[u8]) -> Option<&'static str> {
         match Protocol::of_alpn(alpn) {
             // Whoever has no secret gets nothing there.
-            Some(Protocol::Join | Protocol::Share) => None,
+            Some(Protocol::Join | Protocol::Share | Protocol::SharedDocuments) => None,
             Some(Protocol::Raft) if self.keys.read().expect("no holder of this lock panics").group.contains(key) => {
                 None
             }
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn every_protocol_but_join_and_share_is_closed_to_strangers() {
+    fn only_protocols_that_ask_for_a_secret_are_open_to_strangers() {
         let (member, client, stranger) = (EndpointId([1; 32]), EndpointId([2; 32]), EndpointId([3; 32]));
         let access = AccessList::default();
         access.set_members([member]);
@@ -190,7 +190,9 @@ mod tests {
         }
         assert!(allowed(&client, Protocol::Api) && !allowed(&stranger, Protocol::Api));
         assert!(!allowed(&member, Protocol::Api), "a node's key is not a user's");
-        assert!(allowed(&stranger, Protocol::Join) && allowed(&stranger, Protocol::Share));
+        for protocol in [Protocol::Join, Protocol::Share, Protocol::SharedDocuments] {
+            assert!(allowed(&stranger, protocol));
+        }
         assert!(access.refuse(&member, b"other/1").is_some());
     }
 }

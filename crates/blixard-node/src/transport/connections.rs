@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use blixard_core::EndpointId;
-use iroh::Endpoint;
 use iroh::endpoint::{Connection, ConnectionError};
+use iroh::{Endpoint, EndpointAddr};
 
 use super::{Protocol, REFUSED};
 use crate::backoff;
@@ -50,6 +50,25 @@ pub fn refusal(connection: &Connection) -> Option<String> {
         }
         _ => None,
     }
+}
+
+/// Dials a peer once.
+pub(super) async fn dial(
+    endpoint: &Endpoint,
+    address: EndpointAddr,
+    peer: EndpointId,
+    protocol: Protocol,
+) -> Result<Connection, ConnectError> {
+    let reason = match tokio::time::timeout(CONNECT_TIMEOUT, endpoint.connect(address, protocol.alpn())).await {
+        Ok(Ok(connection)) => {
+            // Whom we have called may answer at length.
+            connection.set_receive_window(super::RECEIVE_BYTES_MAX.into());
+            return Ok(connection);
+        }
+        Ok(Err(error)) => format!("{error:#}"),
+        Err(_) => format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()),
+    };
+    Err(ConnectError::Unreachable { peer: peer.short(), reason })
 }
 
 #[derive(Debug, Default)]
@@ -133,25 +152,26 @@ impl Connections {
         // In a task of its own, which goes on when the caller has no more patience: a caller that is in a hurry, such as a heartbeat,
         // would otherwise cut short every try on a slow link or a busy host, and never get a connection. It is in no span either:
         // what drives a connection keeps the span that it was dialled in open for as long as it lives.
-        let dial = tokio::spawn(async move {
-            let reason = match tokio::time::timeout(CONNECT_TIMEOUT, endpoint.connect(id, protocol.alpn())).await {
-                Ok(Ok(connection)) => {
+        let dialling = tokio::spawn(async move {
+            let dialled = dial(&endpoint, EndpointAddr::new(id), peer, protocol).await;
+            match &dialled {
+                Ok(connection) => {
                     slot.failures = 0;
                     slot.not_before = None;
-                    // Whom we have called may answer at length.
-                    connection.set_receive_window(super::RECEIVE_BYTES_MAX.into());
                     slot.connection = Some(connection.clone());
-                    return Ok(connection);
                 }
-                Ok(Err(error)) => format!("{error:#}"),
-                Err(_) => format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()),
-            };
-            slot.failures += 1;
-            slot.not_before = Some(Instant::now() + backoff::after(slot.failures, BACKOFF_MIN, BACKOFF_MAX));
-            slot.last_error = reason.clone();
-            Err(ConnectError::Unreachable { peer: peer.short(), reason })
+                Err(error) => {
+                    slot.failures += 1;
+                    slot.not_before = Some(Instant::now() + backoff::after(slot.failures, BACKOFF_MIN, BACKOFF_MAX));
+                    slot.last_error = match error {
+                        ConnectError::Unreachable { reason, .. } => reason.clone(),
+                        other => other.to_string(),
+                    };
+                }
+            }
+            dialled
         });
-        match dial.await {
+        match dialling.await {
             Ok(dialled) => dialled,
             Err(error) => {
                 Err(ConnectError::Unreachable { peer: peer.short(), reason: format!("dialling ended: {error}") })

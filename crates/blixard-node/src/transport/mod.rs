@@ -79,6 +79,8 @@ pub enum Protocol {
     Documents,
     /// What stands in documents, between members.
     Values,
+    /// Documents of this cluster, for whoever has a ticket. A stranger may speak it: bounded requests, each with the ticket's secret.
+    SharedDocuments,
 }
 
 impl Protocol {
@@ -93,6 +95,7 @@ impl Protocol {
             Self::Blobs => iroh_blobs_alpn(),
             Self::Documents => iroh_docs_alpn(),
             Self::Values => b"blixard/values/1",
+            Self::SharedDocuments => b"blixard/documents/1",
         }
     }
 
@@ -107,12 +110,13 @@ impl Protocol {
             Self::Blobs => "blobs",
             Self::Documents => "documents",
             Self::Values => "values",
+            Self::SharedDocuments => "shared_documents",
         }
     }
 
     fn of_alpn(alpn: &[u8]) -> Option<Self> {
         let members = [Self::Raft, Self::Peer, Self::Blobs, Self::Documents, Self::Values];
-        let mut all = members.into_iter().chain([Self::Api, Self::Join, Self::Share]);
+        let mut all = members.into_iter().chain([Self::Api, Self::Join, Self::Share, Self::SharedDocuments]);
         all.find(|protocol| protocol.alpn() == alpn)
     }
 }
@@ -274,6 +278,16 @@ impl Transport {
         self.inner.connections.get(&self.inner.endpoint, peer, protocol).await
     }
 
+    /// A connection to somebody who need be no member, where a ticket says that it is. It is the caller's own. What the ticket says
+    /// is believed for this alone: it could name a member at a wrong place.
+    ///
+    /// # Errors
+    /// When it cannot be reached in time.
+    pub(crate) async fn dial(&self, peer: &PeerAddress, protocol: Protocol) -> Result<Connection, ConnectError> {
+        let address = endpoint_address(peer).ok_or(ConnectError::BadKey(peer.endpoint))?;
+        connections::dial(&self.inner.endpoint, address, peer.endpoint, protocol).await
+    }
+
     /// What a library needs that dials a peer by itself; nothing for a key that cannot be one.
     pub(crate) fn dialled(&self, peer: EndpointId) -> Option<(&Endpoint, EndpointAddr)> {
         // Where it is, the endpoint looks up in the address book.
@@ -366,7 +380,7 @@ where
 /// Lets a connection carry as much as its protocol needs.
 fn make_room(connection: &Connection, protocol: Protocol) {
     let receive_bytes_max = match protocol {
-        Protocol::Join | Protocol::Share => return,
+        Protocol::Join | Protocol::Share | Protocol::SharedDocuments => return,
         Protocol::Api => CLIENT_RECEIVE_BYTES_MAX,
         Protocol::Raft | Protocol::Peer | Protocol::Blobs | Protocol::Documents | Protocol::Values => RECEIVE_BYTES_MAX,
     };

@@ -23,17 +23,20 @@ pub(crate) enum TicketKind {
     Cluster,
     /// Fetching what somebody shares.
     Share,
+    /// Reading a document of another cluster, or writing it as well.
+    Document,
 }
 
 impl TicketKind {
     /// Those with the longest beginnings first: that of a cluster's begins all of them. Behind it comes a digit that no other
     /// beginning goes on with, because the first byte inside is the format.
-    const ALL: [Self; 2] = [Self::Share, Self::Cluster];
+    const ALL: [Self; 3] = [Self::Share, Self::Document, Self::Cluster];
 
     fn prefix(self) -> &'static str {
         match self {
             Self::Cluster => "blixard",
             Self::Share => "blixardshare",
+            Self::Document => "blixarddoc",
         }
     }
 
@@ -42,6 +45,7 @@ impl TicketKind {
         match self {
             Self::Cluster => "`--addr`, or `blixard node --join`",
             Self::Share => "`blixard fetch`",
+            Self::Document => "`blixard doc join`",
         }
     }
 

@@ -1,7 +1,7 @@
 //! Documents of a cluster: without a quorum, after restarts, and for whoever joins later.
 
 use blixard_core::{DocumentKey, DocumentName, NodeId};
-use blixard_node::api::{Client, ClientError, EntryView, FaultKind};
+use blixard_node::api::{Client, ClientError, CreateDocumentShare, EntryView, FaultKind};
 use bytes::Bytes;
 use futures::StreamExt;
 
@@ -134,4 +134,59 @@ async fn a_vm_gets_values_as_they_are_and_tells_when_they_are_others() {
     assert_eq!(changed().await, Some(false));
     client.delete_value(&config(), &name("app.conf")).await.unwrap();
     assert_eq!(changed().await, Some(true));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_document_of_another_cluster_is_followed_without_its_leader_and_over_restarts() {
+    let (theirs, ours) = (Bench::new(), Bench::new());
+    let (_, mut nodes, first) = theirs.three().await;
+    let (config_of_ours, node, client) = ours.one(&[]).await;
+    set(&first, "app.conf", "one").await;
+    has(&theirs.client(&nodes[2]).await, "app.conf", "one").await;
+    let ticket = CreateDocumentShare { write: true, ttl_ms: None };
+    let created = first.share_document(&config(), ticket).await.unwrap();
+    let joined: DocumentName = "theirs".parse().unwrap();
+    let (kind, said) = fault(client.join_document(&joined, &created.ticket[..60]).await);
+    assert!(kind == FaultKind::Conflict && said.contains("copy it again"), "{said}");
+    let (kind, said) = fault(client.join_document(&config(), &created.ticket).await);
+    assert!(kind == FaultKind::Conflict && said.contains("--as"), "{said}");
+    client.join_document(&joined, &created.ticket).await.unwrap();
+    let read = async |client: &Client, key: &str, value: &str| {
+        until(&format!("{key} of theirs to be {value}"), async || {
+            client.value(&joined, &name(key)).await.is_ok_and(|found| found == value.as_bytes())
+        })
+        .await;
+    };
+    read(&client, "app.conf", "one").await;
+
+    // Two of three are down, the one that made the ticket among them, and the follower begins again.
+    let third = theirs.client(&nodes[2]).await;
+    has(&third, "app.conf", "one").await;
+    until("the ticket to be known to the third", async || {
+        third.document_shares(&config()).await.is_ok_and(|shares| shares.len() == 1)
+    })
+    .await;
+    nodes.remove(0).shutdown().await;
+    nodes.remove(0).shutdown().await;
+    node.shutdown().await;
+    set(&third, "app.conf", "two").await;
+    let node = ours.start(&config_of_ours).await;
+    let client = ours.client(&node).await;
+    read(&client, "app.conf", "two").await;
+    client.set_value(&joined, &name("back"), Bytes::from_static(b"three")).await.unwrap();
+    has(&third, "back", "three").await;
+    let listed = client.documents().await.unwrap();
+    let of = |name: &DocumentName| listed.iter().find(|document| document.name == *name).unwrap().origin.clone();
+    assert_eq!((of(&config()), of(&joined).map(|origin| origin.write)), (None, Some(true)));
+
+    third.stop_document_share(&config(), created.share.id).await.unwrap();
+    until("the other cluster to be told that it is over", async || {
+        let listed = client.documents().await.unwrap();
+        let origin = listed.into_iter().find(|document| document.name == joined).and_then(|document| document.origin);
+        origin.and_then(|origin| origin.failure).is_some_and(|failure| failure.contains("opens nothing"))
+    })
+    .await;
+    client.leave_document(&joined).await.unwrap();
+    assert_eq!(fault(client.value(&joined, &name("back")).await).0, FaultKind::NotFound);
+    has(&third, "back", "three").await;
 }

@@ -5,15 +5,17 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use blixard_core::limits::DOCUMENT_VALUE_BYTES_MAX;
-use blixard_core::{DocumentKey, DocumentName};
-use blixard_node::api::{Client, DocumentView, EntryView};
+use blixard_core::{DocumentKey, DocumentName, ShareId};
+use blixard_node::api::{Client, CreateDocumentShare, DocumentShareView, DocumentTicket, DocumentView, EntryView};
 use bytes::Bytes;
 use clap::{Args, Subcommand};
 use futures::{StreamExt, pin_mut};
 
 use super::connect::NodeAddress;
+use super::fetch::given_ticket;
 use super::files;
 use super::output::{self, Output, Table};
+use super::values::{self, Ttl};
 use crate::failure::Failure;
 
 /// What to do with documents.
@@ -29,7 +31,38 @@ pub(super) enum Verb {
         #[command(flatten)]
         output: Output,
     },
-    /// List the documents.
+    /// Share a document with another cluster: prints a ticket for `blixard doc join`. It gives no other right.
+    #[command(after_help = "Examples:
+  blixard doc share config --read
+  blixard doc share web --write --expires 7d
+  blixard doc share config --list
+  blixard doc share config --stop 6a1f0c9d2e4b8a37")]
+    Share(Share),
+    /// Follow a document of another cluster, with the ticket that `blixard doc share` printed there. All nodes have it then.
+    #[command(after_help = "Examples:
+  blixard doc join blixarddocaf3...
+  blixard doc join blixarddocaf3... --as theirs")]
+    Join {
+        /// The ticket, or - to read it from standard input, where nobody sees it in a list of processes.
+        #[arg(value_name = "TICKET")]
+        ticket: String,
+        /// What to call the document here; without it, as there.
+        #[arg(long = "as", value_name = "NAME")]
+        name: Option<DocumentName>,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Follow a document of another cluster no longer, and let go of what is here of it. That cluster keeps it.
+    #[command(after_help = "Examples:
+  blixard doc leave theirs")]
+    Leave {
+        /// The document's name here.
+        #[arg(value_name = "DOCUMENT")]
+        document: DocumentName,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// List the documents, and for those of other clusters how it is with these.
     #[command(after_help = "Examples:
   blixard doc list")]
     List {
@@ -108,6 +141,32 @@ pub(super) enum Verb {
     },
 }
 
+/// How to share a document, or to share it no longer.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("what").required(true).args(["read", "write", "list", "stop"]))]
+pub(super) struct Share {
+    /// The document's name.
+    #[arg(value_name = "DOCUMENT")]
+    document: DocumentName,
+    /// Whoever has the ticket may read the document.
+    #[arg(long)]
+    read: bool,
+    /// Whoever has the ticket may read and write the document.
+    #[arg(long)]
+    write: bool,
+    /// How long the ticket holds, as in 30m, 24h or 7d, or `unlimited`: until it is stopped.
+    #[arg(long, value_name = "TIME", default_value = "unlimited", value_parser = values::ttl, conflicts_with_all = ["list", "stop"])]
+    expires: Ttl,
+    /// List the tickets of the document.
+    #[arg(long)]
+    list: bool,
+    /// Have a ticket open nothing any more, by the id that `--list` shows. What was read with it stays where it was read.
+    #[arg(long, value_name = "ID")]
+    stop: Option<ShareId>,
+    #[command(flatten)]
+    output: Output,
+}
+
 /// A key of a document.
 #[derive(Debug, Args)]
 pub(super) struct Place {
@@ -138,6 +197,27 @@ pub(super) async fn run(node: NodeAddress, verb: Verb) -> anyhow::Result<()> {
                 client.create_document(&document).await?;
                 let answer = serde_json::json!({ "name": document });
                 output.show(&answer, |_| format!("document {document} is there\n"), |_| vec![document.clone()])
+            })
+            .await
+        }
+        Verb::Share(wanted) => node.ask(async |client| share(client, &wanted).await).await,
+        Verb::Join { ticket, name, output } => {
+            let ticket: DocumentTicket = given_ticket(&ticket)?;
+            let name = name.unwrap_or_else(|| ticket.name.clone());
+            node.ask(async |client| {
+                client.join_document(&name, &ticket.to_string()).await?;
+                let write = ticket.right.is_write();
+                let answer = serde_json::json!({ "name": name, "write": write });
+                let right = if write { "read and written" } else { "read" };
+                output.show(&answer, |_| format!("document {name} can be {right} here\n"), |_| vec![name.clone()])
+            })
+            .await
+        }
+        Verb::Leave { document, output } => {
+            node.ask(async |client| {
+                client.leave_document(&document).await?;
+                let answer = serde_json::json!({ "left": document });
+                output.show(&answer, |_| format!("document {document} is left\n"), |_| vec![document.clone()])
             })
             .await
         }
@@ -176,6 +256,35 @@ pub(super) async fn run(node: NodeAddress, verb: Verb) -> anyhow::Result<()> {
             node.ask(async |client| export(client, &keys, &folder, output).await).await
         }
     }
+}
+
+async fn share(client: &Client, wanted: &Share) -> anyhow::Result<()> {
+    let Share { document, write, expires: Ttl(ttl), list, stop, output, .. } = wanted;
+    if *list {
+        let shares = client.document_shares(document).await?;
+        let ids = |shares: &Vec<DocumentShareView>| shares.iter().map(|share| share.id).collect();
+        return output.show(&shares, |shares| shares_text(shares), ids);
+    }
+    if let Some(id) = stop {
+        client.stop_document_share(document, *id).await?;
+        let answer = serde_json::json!({ "stopped": id });
+        return output.show(&answer, |_| format!("ticket {id} of {document} opens nothing any more\n"), |_| vec![*id]);
+    }
+    let ttl_ms = ttl.map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
+    let created = client.share_document(document, CreateDocumentShare { write: *write, ttl_ms }).await?;
+    // The ticket stands alone on standard output, for another command; what it is good for goes beside it.
+    output.show(
+        &created,
+        |created| format!("{}\n", output::clean(&created.ticket)),
+        |created| vec![created.share.id],
+    )?;
+    let end = ttl_ms.map_or_else(|| "until it is stopped".to_owned(), |ms| format!("for {}", output::span(ms)));
+    let right = if *write { "reads and writes" } else { "reads" };
+    let id = created.share.id;
+    output::note(&format!(
+        "whoever has the ticket {right} {document}, {end}, by `blixard doc join TICKET`; ticket {id}"
+    ));
+    Ok(())
 }
 
 /// Reads a value, which must be small enough; what is read is bounded, not what the file claims to be.
@@ -289,9 +398,38 @@ fn keys_of(entries: &[EntryView]) -> Vec<DocumentKey> {
 }
 
 fn documents_text(documents: &[DocumentView]) -> String {
-    let mut table = Table::new(&["NAME", "KEYS", "SIZE"]);
+    let mut table = Table::new(&["NAME", "KEYS", "SIZE", "FROM", "STATE"]);
     for document in documents {
-        table.row([&document.name, &document.keys, &output::bytes(document.bytes)]);
+        let (from, state) = match &document.origin {
+            None => ("this cluster", "here".to_owned()),
+            Some(origin) => {
+                let from = if origin.write { "another, read and written" } else { "another, read" };
+                let state = match (&origin.failure, origin.met_at) {
+                    (Some(failure), _) => output::clean(failure),
+                    (None, Some(met_at)) => format!("met {} ago", output::age(met_at)),
+                    (None, None) => "being looked for".to_owned(),
+                };
+                (from, state)
+            }
+        };
+        table.row([&document.name, &document.keys, &output::bytes(document.bytes), &from, &state]);
+    }
+    table.render()
+}
+
+fn shares_text(shares: &[DocumentShareView]) -> String {
+    let mut table = Table::new(&["ID", "FOR", "STATE", "EXPIRES IN", "AGE"]);
+    for share in shares {
+        let right = if share.write { "writing" } else { "reading" };
+        let state = if share.expired { "expired" } else { "ready" };
+        let expires = match share.expires_at {
+            None => "never".to_owned(),
+            Some(at) => match at.since_ms(output::now()) {
+                0 => "over".to_owned(),
+                ms => output::span(ms),
+            },
+        };
+        table.row([&share.id, &right, &state, &expires, &output::age(share.created_at)]);
     }
     table.render()
 }

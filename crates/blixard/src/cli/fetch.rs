@@ -2,10 +2,12 @@
 
 use std::io::{self, IsTerminal, Read};
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use blixard_node::shares::{self, FetchError, FetchProgress, Fetched, ShareTicket, StagingError};
+use blixard_node::transport::TicketError;
 use clap::Args;
 use tokio::sync::watch;
 
@@ -38,8 +40,7 @@ pub(super) struct Fetch {
 /// Does what was asked for.
 pub(super) async fn run(fetch: Fetch) -> anyhow::Result<()> {
     let Fetch { ticket, target, force } = fetch;
-    let text = if ticket == "-" { read_ticket()? } else { ticket };
-    let ticket: ShareTicket = text.parse().map_err(Failure::usage)?;
+    let ticket: ShareTicket = given_ticket(&ticket)?;
     let progress = watch::Sender::default();
     let shown = show(progress.subscribe());
     let fetched = tokio::select! {
@@ -55,10 +56,14 @@ pub(super) async fn run(fetch: Fetch) -> anyhow::Result<()> {
     output::print((output::clean(&text) + "\n").as_bytes())
 }
 
-fn read_ticket() -> anyhow::Result<String> {
-    let mut text = String::new();
-    io::stdin().take(TICKET_BYTES_MAX).read_to_string(&mut text).context("read the ticket from standard input")?;
-    Ok(text)
+/// A ticket as it was given: itself, or - for standard input.
+pub(super) fn given_ticket<T: FromStr<Err = TicketError>>(given: &str) -> anyhow::Result<T> {
+    let mut text = given.to_owned();
+    if given == "-" {
+        text.clear();
+        io::stdin().take(TICKET_BYTES_MAX).read_to_string(&mut text).context("read the ticket from standard input")?;
+    }
+    Ok(text.parse().map_err(Failure::usage)?)
 }
 
 fn failure(error: FetchError) -> anyhow::Error {

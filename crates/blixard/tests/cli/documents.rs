@@ -2,8 +2,9 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
+use std::time::Instant;
 
-use crate::bench::{Bench, Ran, terminate};
+use crate::bench::{Bench, PATIENCE, Ran, terminate};
 
 #[test]
 fn values_go_in_and_come_out_unchanged() {
@@ -73,4 +74,37 @@ fn a_document_is_followed_until_it_is_interrupted() {
     assert_eq!(lines.next().unwrap().unwrap(), "b");
     terminate(&watching);
     watching.wait().unwrap();
+}
+
+#[test]
+fn a_ticket_lets_another_cluster_follow_a_document() {
+    let (theirs, ours) = (Bench::new(), Bench::new());
+    let (_their_node, _our_node) = (theirs.node(), ours.node());
+    let file = theirs.write("value", "hello\n");
+    theirs.run(&["doc", "set", "config", "motd", &file]).ends_with(0);
+    let shared = theirs.run(&["doc", "share", "config", "--read", "--expires", "1h"]).ends_with(0);
+    let ticket = shared.stdout.trim();
+    assert!(ticket.starts_with("blixarddoc") && shared.stderr.contains("blixard doc join"), "{shared:?}");
+    assert!(theirs.run(&["fetch", ticket]).ends_with(2).stderr.contains("blixard doc join"));
+    let mistyped = ours.run(&["doc", "join", &ticket[..50], "--as", "theirs"]).ends_with(2);
+    assert!(mistyped.stderr.contains("copy it again"), "{mistyped:?}");
+    ours.run(&["doc", "join", ticket]).ends_with(6);
+    ours.run(&["doc", "join", ticket, "--as", "theirs"]).ends_with(0);
+    let folder = ours.path("theirs");
+    let deadline = Instant::now() + PATIENCE;
+    while std::fs::read_to_string(folder.join("motd")).ok().as_deref() != Some("hello\n") {
+        assert!(Instant::now() < deadline, "{:?}", ours.run(&["doc", "list"]));
+        ours.run(&["doc", "export", "theirs", folder.to_str().unwrap()]);
+    }
+    let listed = ours.run(&["doc", "list"]).ends_with(0).stdout;
+    assert!(listed.contains("another, read") && listed.contains("met "), "{listed}");
+    let refused = ours.run(&["doc", "set", "theirs", "motd", &file]).ends_with(6);
+    assert!(refused.stderr.contains("reading only"), "{refused:?}");
+
+    let id = theirs.run(&["doc", "share", "config", "--list", "-o", "name"]).ends_with(0).stdout;
+    theirs.run(&["doc", "share", "config", "--stop", id.trim()]).ends_with(0);
+    theirs.run(&["doc", "share", "config", "--stop", id.trim()]).ends_with(5);
+    assert!(ours.run(&["doc", "join", ticket, "--as", "more"]).ends_with(6).stderr.contains("is here already"));
+    ours.run(&["doc", "leave", "theirs"]).ends_with(0);
+    assert!(ours.run(&["doc", "join", ticket, "--as", "more"]).ends_with(6).stderr.contains("refused"));
 }

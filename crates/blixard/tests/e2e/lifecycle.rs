@@ -62,7 +62,15 @@ fn a_vm_lives_through_everything_but_its_deletion() {
     let (publish, user_data) =
         (format!("{port}:80"), cluster.bench.write("user-data", "#cloud-config\nbrought: along\n"));
     let create = ["vm", "create", "web", "--image", "tiny", "--memory", "128M", "--node", "2", "--restart", "always"];
-    let create = [&create[..], &["--publish", &publish, "--user-data", &user_data]].concat();
+    // Written at one node, given to a guest at the other.
+    let value = cluster.bench.write("app.conf", "level = 3\n");
+    cluster.run(2, &["doc", "set", "config", "app.conf", &value]).ends_with(0);
+    eventually("the value at the other node", || {
+        (cluster.run(1, &["doc", "get", "config", "app.conf"]).stdout == "level = 3\n").then_some(())
+    });
+    let config_file = "/etc/app.conf=doc:config/app.conf";
+    let create =
+        [&create[..], &["--publish", &publish, "--user-data", &user_data, "--config-file", config_file]].concat();
     let created = cluster.run(1, &create).ends_with(0);
     assert_eq!(created.stdout, "vm web is running on node 2\n");
     let registry = cluster.registry(1);
@@ -76,6 +84,9 @@ fn a_vm_lives_through_everything_but_its_deletion() {
     let (mut one, mut two) = (cluster.console(1, "web"), cluster.console(2, "web"));
     assert_eq!(ask_guest(&mut one, "seed", "sed -n 2p /seed/user-data"), "brought: along");
     two.finds("what the other viewer asked", |seen| seen.contains("<seed:brought: along:seed>").then_some(()));
+    // By programs that are none of ours: the guest's kernel, its sed and its base64.
+    let content = r"sed -n 's/.*content...\([A-Za-z0-9+/=]*\).*/\1/p' /seed/vendor-data | base64 -d";
+    assert_eq!(ask_guest(&mut one, "file", content), "level = 3");
     assert_eq!(ask_guest(&mut two, "name", "hostname"), "web");
     one.finds("what the other viewer asked", |seen| seen.contains("<name:web:name>").then_some(()));
     two.press(b"\x1d");

@@ -3,14 +3,16 @@
 use anyhow::anyhow;
 use axum::body::Body;
 use blixard_core::limits::DOCUMENT_VALUE_BYTES_MAX;
-use blixard_core::{DocumentKey, DocumentName};
+use blixard_core::{DocumentKey, DocumentName, ShareId};
 use bytes::Bytes;
 use futures::Stream;
 use http::{Method, Request};
 use http_body_util::{BodyExt, Limited};
 
 use super::{ANSWER_BYTES_MAX, ANSWER_TIMEOUT, Client, ClientError, lines_of, pieces_of, unreachable};
-use crate::api::views::{DocumentView, EntryView};
+use crate::api::views::{
+    CreateDocumentShare, CreatedDocumentShare, DocumentShareView, DocumentView, EntryView, JoinDocument,
+};
 
 /// Escapes what has a meaning of its own in a query; a prefix may be any text.
 fn escaped(text: &str) -> String {
@@ -50,6 +52,51 @@ impl Client {
     /// See [`ClientError`].
     pub async fn create_document(&self, document: &DocumentName) -> Result<(), ClientError> {
         self.call(Method::PUT, &format!("/v1/documents/{document}"), None::<&()>).await
+    }
+
+    /// Shares a document with whoever gets the ticket.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn share_document(
+        &self,
+        document: &DocumentName,
+        request: CreateDocumentShare,
+    ) -> Result<CreatedDocumentShare, ClientError> {
+        self.call(Method::POST, &format!("/v1/documents/{document}/shares"), Some(&request)).await
+    }
+
+    /// The tickets of a document.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn document_shares(&self, document: &DocumentName) -> Result<Vec<DocumentShareView>, ClientError> {
+        self.get(&format!("/v1/documents/{document}/shares")).await
+    }
+
+    /// Has a ticket of a document open nothing any more.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn stop_document_share(&self, document: &DocumentName, share: ShareId) -> Result<(), ClientError> {
+        self.call(Method::DELETE, &format!("/v1/documents/{document}/shares/{share}"), None::<&()>).await
+    }
+
+    /// Follows a document of another cluster under a name.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn join_document(&self, document: &DocumentName, ticket: &str) -> Result<(), ClientError> {
+        let request = JoinDocument { ticket: ticket.to_owned() };
+        self.call(Method::PUT, &format!("/v1/documents/{document}/origin"), Some(&request)).await
+    }
+
+    /// Follows a document of another cluster no longer.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn leave_document(&self, document: &DocumentName) -> Result<(), ClientError> {
+        self.call(Method::DELETE, &format!("/v1/documents/{document}/origin"), None::<&()>).await
     }
 
     /// The keys of a document that begin with `prefix`. With `all`, what each node wrote last under them, deletions included.

@@ -7,7 +7,7 @@ use axum::body::Body as RawBody;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use blixard_core::limits::{CONFIG_FILES_MAX, DOCUMENT_VALUE_BYTES_MAX};
-use blixard_core::{ConfigFile, ConfigSource, DocumentKey, DocumentName};
+use blixard_core::{ConfigFile, ConfigSource, DocumentKey, DocumentName, ShareId};
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -15,10 +15,14 @@ use serde::Deserialize;
 use tokio::sync::mpsc;
 
 use super::vms::{PIECES_WAITING, streamed};
-use super::{BYTES, Json, Path, Query, Server};
+use super::{Asker, BYTES, Body, Json, Path, Query, Server};
 use crate::api::fault::{Fault, FaultKind};
-use crate::api::views::{ConfigFileView, DocumentView, EntryView};
-use crate::documents::{DocumentError, Entry, Found};
+use crate::api::views::{
+    ConfigFileView, CreateDocumentShare, CreatedDocumentShare, DocumentShareView, DocumentView, EntryView,
+    JoinDocument, OriginView,
+};
+use crate::clock;
+use crate::documents::{DocumentError, DocumentShare, DocumentTicket, Entry, Found, Listed, TICKET_NODES_MAX};
 
 /// Changes of this time are told together: each look reads every key that is watched.
 const GATHER: Duration = Duration::from_millis(20);
@@ -49,9 +53,12 @@ impl From<DocumentError> for Fault {
     fn from(error: DocumentError) -> Self {
         let kind = match &error {
             DocumentError::NoDocument(_) | DocumentError::NoKey(..) => FaultKind::NotFound,
-            DocumentError::NotOpen | DocumentError::NotHere(..) => FaultKind::Unavailable,
+            DocumentError::NotOpen | DocumentError::NotHere(..) | DocumentError::Unreached(_) => FaultKind::Unavailable,
             DocumentError::Empty | DocumentError::TooLarge => FaultKind::BadRequest,
             DocumentError::Full(_) | DocumentError::TooMany | DocumentError::ClockBehind => FaultKind::Conflict,
+            DocumentError::ReadOnly(_) | DocumentError::NameTaken(_) | DocumentError::Here(_) => FaultKind::Conflict,
+            DocumentError::NotJoined(_) | DocumentError::Refused | DocumentError::TooManyShares => FaultKind::Conflict,
+            DocumentError::ShareExists(_) => FaultKind::Unknown,
             DocumentError::Storage(_) => FaultKind::Internal,
         };
         Self::new(kind, format!("{:#}", anyhow::Error::from(error)))
@@ -96,8 +103,87 @@ impl Server {
 }
 
 pub(super) async fn list(State(server): State<Server>) -> Result<Json<Vec<DocumentView>>, Fault> {
-    let listed = server.inner.documents.list().await?.into_iter();
-    Ok(Json(listed.map(|listed| DocumentView { name: listed.name, keys: listed.keys, bytes: listed.bytes }).collect()))
+    Ok(Json(server.inner.documents.list().await?.into_iter().map(document_view).collect()))
+}
+
+fn document_view(listed: Listed) -> DocumentView {
+    let origin =
+        listed.origin.map(|(write, contact)| OriginView { write, met_at: contact.met_at, failure: contact.failure });
+    DocumentView { name: listed.name, keys: listed.keys, bytes: listed.bytes, origin }
+}
+
+fn share_view((id, share): (ShareId, DocumentShare)) -> DocumentShareView {
+    let expired = share.is_over(clock::now());
+    let DocumentShare { write, created_at, expires_at, .. } = share;
+    DocumentShareView { id, write, expired, created_at, expires_at }
+}
+
+pub(super) async fn share(
+    State(server): State<Server>,
+    Path(document): Path<DocumentName>,
+    Body(asker, request): Body<CreateDocumentShare>,
+) -> Result<Json<CreatedDocumentShare>, Fault> {
+    if request.ttl_ms == Some(0) {
+        return Err(Fault::bad_request("a ticket that lasts no time makes no sense: give it some"));
+    }
+    let id = super::shares::minted(asker)?;
+    let expires_at = request.ttl_ms.map(|ttl_ms| clock::now().plus_ms(ttl_ms));
+    let nodes = server.addresses(TICKET_NODES_MAX);
+    let shared = server.inner.documents.share(id, &document, request.write, expires_at, nodes).await;
+    let (ticket, share) = shared.map_err(|error| match error {
+        // This was a retry: the first try made the ticket, which was lost with its answer.
+        DocumentError::ShareExists(id) => {
+            let text = "the ticket was made, and lost on the way: stop it with `blixard doc share";
+            Fault::new(FaultKind::Unknown, format!("{text} {document} --stop {id}`, and share again"))
+        }
+        other => other.into(),
+    })?;
+    tracing::info!(client = %asker.caller.0.short(), share = %id, %document, write = request.write, "a document is shared");
+    Ok(Json(CreatedDocumentShare { ticket: ticket.to_string(), share: share_view((id, share)) }))
+}
+
+pub(super) async fn shares(
+    State(server): State<Server>,
+    Path(document): Path<DocumentName>,
+) -> Result<Json<Vec<DocumentShareView>>, Fault> {
+    let mut shares: Vec<_> = server.inner.documents.shares(&document).await?.into_iter().map(share_view).collect();
+    shares.sort_by_key(|share| share.created_at);
+    Ok(Json(shares))
+}
+
+pub(super) async fn stop_share(
+    State(server): State<Server>,
+    asker: Asker,
+    Path((document, share)): Path<(DocumentName, ShareId)>,
+) -> Result<Json<()>, Fault> {
+    if !server.inner.documents.stop_share(&document, share).await? {
+        return Err(Fault::not_found(format!("document {document} has no ticket {share}")));
+    }
+    tracing::info!(client = %asker.caller.0.short(), %share, %document, "a document is shared no longer");
+    Ok(Json(()))
+}
+
+pub(super) async fn join(
+    State(server): State<Server>,
+    Path(document): Path<DocumentName>,
+    Body(asker, request): Body<JoinDocument>,
+) -> Result<Json<()>, Fault> {
+    // Any text is a sound request; whether it is a ticket, its checksum says.
+    let ticket = request.ticket.parse::<DocumentTicket>();
+    let ticket = ticket.map_err(|error| Fault::new(FaultKind::Conflict, error))?;
+    server.inner.documents.join(&document, &ticket).await?;
+    tracing::info!(client = %asker.caller.0.short(), %document, "a document of another cluster is joined");
+    Ok(Json(()))
+}
+
+pub(super) async fn leave(
+    State(server): State<Server>,
+    asker: Asker,
+    Path(document): Path<DocumentName>,
+) -> Result<Json<()>, Fault> {
+    server.inner.documents.leave(&document).await?;
+    tracing::info!(client = %asker.caller.0.short(), %document, "a document of another cluster is left");
+    Ok(Json(()))
 }
 
 pub(super) async fn create(

@@ -50,7 +50,7 @@ use crate::shares::Shares;
 use crate::trace;
 use crate::transfers::Transfers;
 use crate::transport::http::{self as http_over, Caller, Requests};
-use crate::transport::{Handler, Transport};
+use crate::transport::{Handler, PeerAddress, Transport};
 use body::Body;
 
 /// The largest JSON body: user data of 64 KiB, escaped, and room to spare.
@@ -123,6 +123,21 @@ impl Server {
             })
             .layer(axum::middleware::from_fn(move |request, next| measured(metrics.clone(), request, next)))
             .with_state(self.clone())
+    }
+
+    /// Where nodes of the cluster can be reached, this one first, for a ticket that names at most so many.
+    fn addresses(&self, max: usize) -> Vec<PeerAddress> {
+        let me = self.inner.transport.address();
+        let others = self.inner.raft.read(|state| {
+            let others = state.nodes.values().filter(|node| node.endpoint != me.endpoint).take(max.saturating_sub(1));
+            let address = |node: &blixard_core::Node| PeerAddress {
+                endpoint: node.endpoint,
+                addresses: node.addresses.clone(),
+                relay_url: node.relay_url.clone(),
+            };
+            others.map(address).collect::<Vec<_>>()
+        });
+        std::iter::once(me).chain(others).collect()
     }
 
     /// Waits until reads here see everything that was acknowledged before, unless the caller does not mind.

@@ -24,9 +24,9 @@ use super::{
 };
 use crate::api::fault::{Fault, FaultKind};
 use crate::api::views::{
-    AuditView, BlobView, ClientView, ClusterView, CollectedView, ComparedView, CreatedShare, CreatedToken,
-    DocumentView, EntryView, EventView, ExplainView, ImageView, LimitsView, NodeCacheView, NodeSharesView,
-    NodeTransfersView, PeerView, TokenView, VerificationView, VmView,
+    AuditView, BlobView, ClientView, ClusterView, CollectedView, ComparedView, CreatedDocumentShare, CreatedShare,
+    CreatedToken, DocumentShareView, DocumentView, EntryView, EventView, ExplainView, ImageView, LimitsView,
+    NodeCacheView, NodeSharesView, NodeTransfersView, PeerView, TokenView, VerificationView, VmView,
 };
 use crate::transport::http::Caller;
 
@@ -280,6 +280,46 @@ fn table() -> Vec<Route> {
             "/v1/documents/{document}",
             documents::create,
             "Create a document, unless it is there already.",
+            json::<()>,
+        ),
+        route(
+            Viewer,
+            Method::GET,
+            "/v1/documents/{document}/shares",
+            documents::shares,
+            "List the tickets with which other clusters may have a document.",
+            json::<Vec<DocumentShareView>>,
+        ),
+        route(
+            Operator,
+            Method::POST,
+            "/v1/documents/{document}/shares",
+            documents::share,
+            "Share a document with whoever gets the ticket, for reading or for writing as well.",
+            json::<CreatedDocumentShare>,
+        ),
+        route(
+            Operator,
+            Method::DELETE,
+            "/v1/documents/{document}/shares/{share}",
+            documents::stop_share,
+            "Have a ticket of a document open nothing any more.",
+            json::<()>,
+        ),
+        route(
+            Operator,
+            Method::PUT,
+            "/v1/documents/{document}/origin",
+            documents::join,
+            "Follow a document of another cluster, with its ticket, under a name that is free here.",
+            json::<()>,
+        ),
+        route(
+            Operator,
+            Method::DELETE,
+            "/v1/documents/{document}/origin",
+            documents::leave,
+            "Follow a document of another cluster no longer, and let go of what is here of it.",
             json::<()>,
         ),
         route(

@@ -85,6 +85,16 @@ fn fault(error: ShareError) -> Fault {
     }
 }
 
+/// The id of a new share. A request that is sent twice makes one.
+pub(super) fn minted(asker: Asker) -> Result<ShareId, Fault> {
+    let mut random = [0; 16];
+    getrandom::fill(&mut random).map_err(|error| Fault::new(FaultKind::Internal, error))?;
+    let mut id = ShareId([0; 8]);
+    let of = asker.id.map_or(random, |id| id.0);
+    blake3::Hasher::new().update(&of).update(&asker.content.0).finalize_xof().fill(&mut id.0);
+    Ok(id)
+}
+
 pub(super) async fn create(
     State(server): State<Server>,
     Body(asker, request): Body<CreateShare>,
@@ -92,12 +102,7 @@ pub(super) async fn create(
     if request.ttl_ms == Some(0) {
         return Err(Fault::bad_request("a share that lasts no time makes no sense: give it some"));
     }
-    let mut random = [0; 16];
-    getrandom::fill(&mut random).map_err(|error| Fault::new(FaultKind::Internal, error))?;
-    let mut id = ShareId([0; 8]);
-    // A request that is sent twice makes one share.
-    let of = asker.id.map_or(random, |id| id.0);
-    blake3::Hasher::new().update(&of).update(&asker.content.0).finalize_xof().fill(&mut id.0);
+    let id = minted(asker)?;
     let listing = {
         let uploads = server.inner.uploads.lock().expect("no holder of this lock panics");
         uploads.get(&request.listing).map(|(blob, _)| Part { hash: request.listing, bytes: blob.bytes })

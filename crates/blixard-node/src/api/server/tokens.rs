@@ -7,9 +7,9 @@ use super::{Asker, Body, Freshness, Json, Path, Server};
 use crate::api::fault::{Fault, FaultKind};
 use crate::api::views::{CreateToken, CreatedToken, TokenView};
 use crate::clock;
-use crate::transport::{PeerAddress, Ticket, TicketSecret};
+use crate::transport::{Ticket, TicketSecret};
 
-/// Nodes named in a ticket besides the one that made it: any of them can let a joiner in.
+/// Nodes named in a ticket: any of them can let a joiner in.
 const TICKET_PEERS_MAX: usize = 8;
 
 fn view(token: &Token, now: UnixMs) -> TokenView {
@@ -66,18 +66,9 @@ pub(super) async fn create(
         let text = "the token was made, but its ticket was lost on the way: revoke it and make another";
         return Err(Fault::new(FaultKind::Unknown, text));
     }
-    let me = server.inner.transport.address();
-    let (cluster, others) = server.inner.raft.read(|state| {
-        let others = state.nodes.values().filter(|node| node.endpoint != me.endpoint).take(TICKET_PEERS_MAX);
-        let address = |node: &blixard_core::Node| PeerAddress {
-            endpoint: node.endpoint,
-            addresses: node.addresses.clone(),
-            relay_url: node.relay_url.clone(),
-        };
-        (state.cluster, others.map(address).collect::<Vec<_>>())
-    });
+    let cluster = server.inner.raft.read(|state| state.cluster);
     let cluster = cluster.ok_or_else(|| Fault::not_found("this node is not part of a cluster yet"))?;
-    let peers = std::iter::once(me).chain(others).collect();
+    let peers = server.addresses(TICKET_PEERS_MAX);
     let ticket = Ticket { cluster, peers, secret: Some(secret) }.to_string();
     Ok(Json(CreatedToken { ticket, token: view }))
 }

@@ -1,6 +1,6 @@
 //! Documents, as the control API gives them.
 
-use blixard_core::{BlobHash, ConfigSource, DocumentKey, DocumentName, EndpointId, NodeId, UnixMs};
+use blixard_core::{BlobHash, ConfigSource, DocumentKey, DocumentName, EndpointId, NodeId, ShareId, UnixMs};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +13,64 @@ pub struct DocumentView {
     pub keys: usize,
     /// Bytes of all its values.
     pub bytes: u64,
+    /// For a document of another cluster, how it is with that.
+    #[serde(default)]
+    pub origin: Option<OriginView>,
+}
+
+/// The other cluster that a document was joined from, as the asked node sees it.
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+pub struct OriginView {
+    /// Whether the document may be written here as well.
+    pub write: bool,
+    /// When a node of that cluster last answered; without a time, not since the asked node started.
+    pub met_at: Option<UnixMs>,
+    /// Why none can be had now, if none can.
+    pub failure: Option<String>,
+}
+
+/// Asks for a ticket of a document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateDocumentShare {
+    /// Whether whoever has it may write the document as well.
+    pub write: bool,
+    /// How long it holds, in milliseconds; without a number, until it is stopped.
+    #[serde(default)]
+    #[schemars(range(min = 1))]
+    pub ttl_ms: Option<u64>,
+}
+
+/// A new ticket of a document. It is shown this once: the nodes keep only the hash of its secret.
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+pub struct CreatedDocumentShare {
+    /// The ticket for `blixard doc join`.
+    pub ticket: String,
+    /// What is kept of it.
+    pub share: DocumentShareView,
+}
+
+/// A ticket with which other clusters may have a document.
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+pub struct DocumentShareView {
+    /// Its id.
+    pub id: ShareId,
+    /// Whether the document may be written with it.
+    pub write: bool,
+    /// Whether its time is over.
+    pub expired: bool,
+    /// When it was made.
+    pub created_at: UnixMs,
+    /// From when on it opens nothing; without a time, when it is stopped.
+    pub expires_at: Option<UnixMs>,
+}
+
+/// Asks for a document of another cluster to be followed.
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JoinDocument {
+    /// The ticket that `blixard doc share` printed there.
+    pub ticket: String,
 }
 
 /// What a node wrote last under a key of a document.
