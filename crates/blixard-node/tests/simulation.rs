@@ -20,7 +20,7 @@ fn show(seed: u64, report: &Report) {
     let tally = report.tally;
     println!(
         "seed {seed}: history {:016x}, {} written, {} unknown, {} failed, {} read, {} entries, {} crashes, {} torn, \
-         {} cuts, {} pauses, {} joins, {} removals, {} launches",
+         {} cuts, {} pauses, {} joins, {} removals, {} launches, {} releases",
         report.history,
         tally.acknowledged,
         tally.unknown,
@@ -33,7 +33,8 @@ fn show(seed: u64, report: &Report) {
         tally.pauses,
         tally.joins,
         tally.removals,
-        tally.launches
+        tally.launches,
+        tally.releases
     );
     for violation in report.violations.iter().take(5) {
         println!("    BROKEN {violation}");

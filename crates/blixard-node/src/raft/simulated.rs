@@ -171,6 +171,10 @@ impl Applier {
                 };
                 vec![with(offering(endless)), with(command.clone()), with(offering(known.capacity))]
             }
+            (Some(Planted::NoCopiesCheck), Change::ReleaseCopy { image, node }) => {
+                let change = Change::ReportCopy { image: *image, node: *node, present: false };
+                vec![with(Command { change, ..command })]
+            }
             _ => vec![entry],
         }
     }

@@ -15,6 +15,7 @@ use openraft::AsyncRuntime;
 use openraft_rt_sim::SimRuntime;
 
 use super::life::lock;
+use super::planted::Planted;
 use super::runtime::{self, Instant};
 use super::world::{World, id};
 use crate::clock;
@@ -22,6 +23,8 @@ use crate::raft::Raft;
 
 /// How often the agent looks though nothing tells it to.
 const TICK: Duration = Duration::from_secs(1);
+/// In how many of a hundred looks a node finds that it needs room.
+const NEEDS_ROOM_PERCENT: u64 = 3;
 /// Looks are at least this far apart.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -76,6 +79,8 @@ pub(crate) fn wipe(world: &World, number: u64) {
 struct Desk {
     orders: BTreeMap<VmId, Order>,
     fetches: BTreeSet<ImageId>,
+    /// Copies that are being given up.
+    leaving: BTreeSet<ImageId>,
     is_reporting: bool,
     ages: Ages,
 }
@@ -97,6 +102,9 @@ pub(crate) async fn run(world: Arc<World>, raft: Raft, number: u64) {
             }
         }
         report(&raft, number, &desk, reports);
+        if world.dice.percent(NEEDS_ROOM_PERCENT) && !world.is_calm() {
+            make_room(&world, &raft, number, &desk);
+        }
         let due = plan.look_again_at.map_or(TICK, |at| Duration::from_millis(at.since_ms(clock::now())).min(TICK));
         runtime::sleep(LOOK_EVERY).await;
         // Whichever comes first; orders that are done are seen at the next look.
@@ -113,6 +121,9 @@ fn observe(world: &World, number: u64, desk: &Mutex<Desk>, begun: Instant) -> Lo
     let mut desk = lock(desk);
     for image in &desk.fetches {
         view.images.insert(*image, LocalImage::Fetching { urgent: true, failure: None });
+    }
+    for image in &desk.leaving {
+        view.images.insert(*image, LocalImage::Leaving);
     }
     for (vm, order) in &desk.orders {
         let busy = LocalVmState::Busy { what: *order };
@@ -142,6 +153,30 @@ fn report(raft: &Raft, number: u64, desk: &Arc<Mutex<Desk>>, reports: Vec<Change
     }));
 }
 
+/// Gives a copy up that nothing is being launched from, if the cluster lets it go.
+fn make_room(world: &Arc<World>, raft: &Raft, number: u64, desk: &Arc<Mutex<Desk>>) {
+    let held: Vec<ImageId> = world.with_place(number, |place| place.guests.images.iter().copied().collect());
+    let Some(image) = world.dice.pick(&held).copied() else { return };
+    {
+        let mut desk = lock(desk);
+        let is_launching = desk.orders.values().any(|order| *order == Order::Launch);
+        if is_launching || !desk.leaving.insert(image) {
+            return;
+        }
+    }
+    let (world, raft, desk) = (world.clone(), raft.clone(), desk.clone());
+    drop(runtime::spawn(async move {
+        let change = Change::ReleaseCopy { image, node: id(number) };
+        let command = Command { request: None, at: clock::now(), by: Actor::Node(id(number)), change };
+        let may_go = world.is_planted(Planted::RemovesUnasked) || matches!(raft.propose(&command).await, Ok(Ok(_)));
+        if may_go {
+            world.judge(|oracle| oracle.copy_removed(id(number), image));
+            world.with_place(number, |place| place.guests.images.remove(&image));
+        }
+        lock(&desk).leaving.remove(&image);
+    }));
+}
+
 /// What an order comes to.
 type Act = Box<dyn FnOnce(&Arc<World>) + Send>;
 
@@ -168,6 +203,8 @@ fn carry_out(world: &Arc<World>, number: u64, desk: &Arc<Mutex<Desk>>, action: A
             }));
         }
         Action::DropImage { image } => drop(world.with_place(number, |place| place.guests.images.remove(&image))),
+        // It is given up first, and the next look finds whether the vm can still be launched.
+        Action::Launch { .. } if !lock(desk).leaving.is_empty() => {}
         Action::Launch { vm, epoch, run, restarts } => order(
             vm,
             Order::Launch,

@@ -177,6 +177,17 @@ async fn settle(world: &Arc<World>) -> Result<(), String> {
     if digests.len() != 1 {
         return Err(format!("{} members are in {} states", members.len(), digests.len()));
     }
+    if let Some((raft, _)) = members.first().and_then(|number| world.raft_of(*number)) {
+        let few = raft.read(|state| {
+            let due = usize::from(state.settings.copies).min(state.nodes.len());
+            // What is lost with its last holder cannot be had again.
+            let is_few = |image: &&blixard_core::Image| (1..due).contains(&image.holders.len());
+            state.images.values().find(is_few).map(|image| image.holders.len())
+        });
+        if let Some(few) = few {
+            return Err(format!("{few} nodes hold an image of which there should be more copies"));
+        }
+    }
     for number in members {
         if let Some((raft, _)) = world.raft_of(number) {
             raft.read(|state| world.judge(|oracle| oracle.settled(number, state)));

@@ -7,10 +7,11 @@
 //! - One node leads in a term. A node that was removed leads in none, and nothing asked of it is done.
 //! - What is placed on a node is within what it promised when its last vm was placed. An epoch only rises.
 //! - One guest of a vm runs at a time.
+//! - A node that gives up its copy of an image leaves as many as there should be, and removes it only after it was struck.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use blixard_core::{EndpointId, NodeId, Resources, State, VmId};
+use blixard_core::{EndpointId, ImageId, NodeId, Resources, State, VmId};
 
 use super::life::virtual_ns;
 
@@ -52,6 +53,8 @@ pub struct Tally {
     pub removals: u64,
     /// Guests started.
     pub launches: u64,
+    /// Copies of images given up.
+    pub releases: u64,
 }
 
 #[derive(Default)]
@@ -69,6 +72,8 @@ pub(crate) struct Oracle {
     belongs: BTreeMap<VmId, NodeId>,
     /// Where the guests of each vm run, by host.
     guests: BTreeMap<VmId, BTreeSet<u64>>,
+    /// Who holds each image in the newest state.
+    holders: BTreeMap<ImageId, BTreeSet<NodeId>>,
     /// Hosts whose guests the cluster has given up.
     given_up: BTreeSet<u64>,
     history: u64,
@@ -149,7 +154,29 @@ impl Oracle {
                 wrong.push(format!("the epoch of vm {} fell from {before} to {}", vm.name, vm.epoch));
             }
         }
+        for (id, image) in &state.images {
+            let before = self.holders.insert(*id, image.holders.clone()).unwrap_or_default();
+            let gives = |node: &&NodeId| {
+                let shares = state.nodes.get(node).is_some_and(|node| node.shares_images);
+                shares && !state.history.lost.contains(node)
+            };
+            let (left, copies) = (image.holders.iter().filter(gives).count(), state.settings.copies);
+            // Nothing else makes a member lose a copy here: disks of hosts keep their images.
+            for node in before.difference(&image.holders).filter(|node| state.nodes.contains_key(node)) {
+                self.tally.releases += 1;
+                if left < usize::from(copies) {
+                    wrong.push(format!("node {node} gave its copy of an image up, and {left} of {copies} are left"));
+                }
+            }
+        }
         wrong.into_iter().for_each(|what| self.violation(what));
+    }
+
+    /// A node removed its copy of an image.
+    pub(crate) fn copy_removed(&mut self, node: NodeId, image: ImageId) {
+        if self.holders.get(&image).is_some_and(|holders| holders.contains(&node)) {
+            self.violation(format!("node {node} removed a copy of an image that others count on"));
+        }
     }
 
     /// A node leads in a term.

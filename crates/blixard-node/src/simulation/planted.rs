@@ -28,11 +28,15 @@ pub enum Planted {
     NoCapacityCheck,
     /// After a restart everything in the log counts as committed.
     CommittedAhead,
+    /// Applying the release of a copy does not look at how many copies are left.
+    NoCopiesCheck,
+    /// A node that needs room removes a copy without asking.
+    RemovesUnasked,
 }
 
 impl Planted {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::NoFsync,
         Self::ForgottenVote,
         Self::StaleRead,
@@ -45,6 +49,8 @@ impl Planted {
         Self::LocalClock,
         Self::NoCapacityCheck,
         Self::CommittedAhead,
+        Self::NoCopiesCheck,
+        Self::RemovesUnasked,
     ];
 
     /// Its name on the command line.
@@ -62,6 +68,8 @@ impl Planted {
             Self::LocalClock => "local-clock",
             Self::NoCapacityCheck => "no-capacity-check",
             Self::CommittedAhead => "committed-ahead",
+            Self::NoCopiesCheck => "no-copies-check",
+            Self::RemovesUnasked => "removes-unasked",
         }
     }
 }
