@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use blixard_core::EndpointId;
 use futures::StreamExt;
 use iroh_blobs::api::remote::GetProgressItem;
 use iroh_blobs::get::fsm::DecodeError;
@@ -25,7 +26,9 @@ impl Job {
     /// Carries out an order. What it did not bring is given back to the plan.
     pub(super) async fn fetch_order(self: &Arc<Self>, source: &Source, order: Order) -> Result<(), Failure> {
         let hold = Hold::new(self, order.number);
-        let mut received = Received { job: self, order: order.number, is_asked: false, bytes: 0, told_bytes: 0 };
+        let from = source.holder.endpoint;
+        let mut received =
+            Received { job: self, order: order.number, is_asked: false, bytes: 0, told_bytes: 0, moved_bytes: 0, from };
         let result = match self.images.check_space(order.bytes()).await {
             Ok(()) => tokio::select! {
                 result = self.request(source, &order, &mut received) => result.map(|()| true),
@@ -55,6 +58,9 @@ impl Job {
         let rest_bytes = order.without(&present.ranges).bytes();
         let kept_bytes = order.bytes().saturating_sub(rest_bytes);
         standings.received(source.holder.endpoint, kept_bytes);
+        // What came and was not told of before the order was taken back.
+        received.reached(kept_bytes);
+        received.tell();
         self.progress.send_modify(|progress| {
             progress.bytes_done = (progress.bytes_done + kept_bytes).saturating_sub(received.bytes);
         });
@@ -73,7 +79,7 @@ impl Job {
             }
             received.is_asked = true;
             self.request_slice(source, &slice, received).await?;
-            limits.moved_bytes(Direction::Down).of(peer).fetch_add(slice.bytes(), Ordering::Relaxed);
+            received.moved(slice.bytes());
         }
         Ok(())
     }
@@ -118,6 +124,9 @@ struct Received<'a> {
     is_asked: bool,
     bytes: u64,
     told_bytes: u64,
+    /// From whom, and how much of it was counted as theirs.
+    from: EndpointId,
+    moved_bytes: u64,
 }
 
 impl Received<'_> {
@@ -136,6 +145,20 @@ impl Received<'_> {
             progress.bytes_done += more;
             progress.bytes_received += more;
         });
+    }
+
+    /// Counts what came from this source.
+    fn moved(&mut self, bytes: u64) {
+        self.moved_bytes += bytes;
+        let limits = self.job.images.limits();
+        limits.moved_bytes(Direction::Down).of(self.from).fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Received<'_> {
+    fn drop(&mut self) {
+        // Also of a request that was broken off.
+        self.moved(self.bytes.saturating_sub(self.moved_bytes));
     }
 }
 
