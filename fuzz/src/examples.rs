@@ -294,6 +294,7 @@ pub(crate) fn requests() -> Examples {
     };
     let hash = "0a".repeat(32);
     let vm = "0b".repeat(16);
+    let for_client = format!("x-blixard-client: {hash}\r\n");
     let seed = json!({ "user_data": "#cloud-config\n", "ssh_keys": ["ssh-ed25519 AAAA ada"] });
     let chunked = "content-type: application/json\r\ntransfer-encoding: chunked\r\n";
     named([
@@ -359,7 +360,7 @@ pub(crate) fn requests() -> Examples {
         ("events", head("GET /v1/events?after=18446744073709551615&last=3&vm=web&node=1&stale=true", "")),
         ("audit", head("GET /v1/audit?last=10&stale=true", "")),
         ("image_compare", head("GET /v1/images/debian/compare?base=older", "")),
-        ("image_fetch", head("POST /v1/images/debian/fetch?node=2", "")),
+        ("image_fetch", head("POST /v1/images/debian/fetch?node=2&deadline_ms=60000", "")),
         ("transfer_pause", head("POST /v1/transfers/debian/pause?node=2", "")),
         ("transfer_resume", head("POST /v1/transfers/debian/resume?node=2", "")),
         ("transfer_cancel", head("POST /v1/transfers/debian/cancel?node=2", "")),
@@ -371,8 +372,8 @@ pub(crate) fn requests() -> Examples {
         ("peer_verify", head(&format!("POST /cache/{hash}/verify"), "")),
         ("image_verify", head("POST /v1/images/debian/verify?node=2", "")),
         ("cache_gc", head("POST /v1/cache/gc?node=2", "")),
-        ("peer_pin", head(&format!("POST /cache/{hash}/unpin"), "")),
-        ("peer_order", head(&format!("POST /transfers/{hash}/pause"), "")),
+        ("peer_pin", head(&format!("POST /cache/{hash}/unpin"), &for_client)),
+        ("peer_order", head(&format!("POST /transfers/{hash}/pause"), &for_client)),
         ("limits_shown", head("GET /v1/transfers/limits?node=2", "")),
         (
             "limits",

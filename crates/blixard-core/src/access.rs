@@ -110,7 +110,8 @@ impl Change {
             | Self::ForgetVm { .. }
             | Self::Note(_)
             | Self::SetDocumentsSecret(_)
-            | Self::ReleaseCopy { .. } => None,
+            | Self::ReleaseCopy { .. }
+            | Self::RecordDeed { .. } => None,
         }
     }
 }

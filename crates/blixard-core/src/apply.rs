@@ -10,8 +10,10 @@ mod nodes;
 mod tokens;
 mod vms;
 
-use crate::limits::ANSWERED_MAX;
-use crate::{Actor, Change, Client, ClientRole, Command, EndpointId, NodeId, Outcome, Rejection, RequestKey, State};
+use crate::limits::{self, ANSWERED_MAX};
+use crate::{
+    Actor, Answer, Change, Client, ClientRole, Command, EndpointId, NodeId, Outcome, Rejection, RequestKey, State,
+};
 
 impl State {
     /// Carries a command out.
@@ -97,6 +99,11 @@ impl State {
             Change::ReleaseCopy { image, node } => {
                 own_word(by, *node)?;
                 self.release_copy(*image, *node)
+            }
+            Change::RecordDeed { node, deed, object, .. } => {
+                own_word(by, *node)?;
+                limits::deed(*deed, object)?;
+                Ok(Answer::Done)
             }
         }
     }

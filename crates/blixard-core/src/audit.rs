@@ -16,7 +16,7 @@ use crate::{Actor, Change, Command, Outcome, Rejection, State, UnixMs, VmId};
 /// Entries kept: days of what people do, and some 200 KiB of state at most.
 pub const AUDIT_MAX: usize = 1000;
 /// Length of what an entry says of its object. A name in a refused command may be of any length.
-const OBJECT_CHARS_MAX: usize = 160;
+pub(crate) const OBJECT_CHARS_MAX: usize = 160;
 
 /// What was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, JsonSchema, Serialize, Deserialize)]
@@ -52,6 +52,42 @@ pub enum Deed {
     RestartVm,
     /// A vm was deleted.
     DeleteVm,
+    /// A node was told to fetch an image.
+    FetchImage,
+    /// An image on its way to a node was paused.
+    PauseTransfer,
+    /// An image on its way to a node was let go on.
+    ResumeTransfer,
+    /// An image that a node had been told to fetch was given up.
+    CancelTransfer,
+    /// The limits of a node's transfers were set.
+    LimitTransfers,
+    /// An image was pinned on a node.
+    PinImage,
+    /// An image was unpinned on a node.
+    UnpinImage,
+    /// Something was shared with those who have a ticket.
+    CreateShare,
+    /// It is shared no more.
+    StopShare,
+}
+
+impl Deed {
+    /// Whether it is a matter of one node, which does it without the others and records it afterwards.
+    pub fn is_of_one_node(self) -> bool {
+        matches!(
+            self,
+            Self::FetchImage
+                | Self::PauseTransfer
+                | Self::ResumeTransfer
+                | Self::CancelTransfer
+                | Self::LimitTransfers
+                | Self::PinImage
+                | Self::UnpinImage
+                | Self::CreateShare
+                | Self::StopShare
+        )
+    }
 }
 
 impl fmt::Display for Deed {
@@ -72,6 +108,15 @@ impl fmt::Display for Deed {
             Self::StopVm => "stop vm",
             Self::RestartVm => "restart vm",
             Self::DeleteVm => "delete vm",
+            Self::FetchImage => "fetch image",
+            Self::PauseTransfer => "pause transfer",
+            Self::ResumeTransfer => "resume transfer",
+            Self::CancelTransfer => "cancel transfer",
+            Self::LimitTransfers => "limit transfers",
+            Self::PinImage => "pin image",
+            Self::UnpinImage => "unpin image",
+            Self::CreateShare => "create share",
+            Self::StopShare => "stop share",
         })
     }
 }
@@ -116,18 +161,23 @@ impl State {
     /// The entry of a command as it is before it is carried out, when it is one to be kept.
     pub(crate) fn audit_entry(&self, command: &Command) -> Option<AuditEntry> {
         let (deed, object) = self.deed(command)?;
-        let client_name = match command.by {
+        let by = match &command.change {
+            Change::RecordDeed { client, .. } => Actor::Client(*client),
+            _ => command.by,
+        };
+        let client_name = match by {
             Actor::Client(key) => self.clients.get(&key).map(|client| client.name.clone()),
             Actor::Node(_) => None,
         };
         let object = object.chars().take(OBJECT_CHARS_MAX).collect();
-        Some(AuditEntry { number: 0, at: command.at, by: command.by, client_name, deed, object, rejection: None })
+        Some(AuditEntry { number: 0, at: command.at, by, client_name, deed, object, rejection: None })
     }
 
     /// Keeps an entry with how its command ended.
     pub(crate) fn keep_entry(&mut self, entry: AuditEntry, outcome: &Outcome) {
-        let is_refused_joiner = entry.deed == Deed::AdmitNode && outcome.is_err();
-        if is_refused_joiner || self.cluster.is_none() {
+        // Nobody asked for what only a stranger, or a node that may not say so, claims.
+        let is_claim = (entry.deed == Deed::AdmitNode || entry.deed.is_of_one_node()) && outcome.is_err();
+        if is_claim || self.cluster.is_none() {
             return;
         }
         while self.audit.entries.len() >= AUDIT_MAX {
@@ -182,6 +232,9 @@ impl State {
             Change::StopVm { id, timeout_ms } => (Deed::StopVm, format!("{} timeout={timeout_ms}ms", vm(id))),
             Change::RestartVm { id, timeout_ms } => (Deed::RestartVm, format!("{} timeout={timeout_ms}ms", vm(id))),
             Change::DeleteVm(id) => (Deed::DeleteVm, vm(id)),
+            // What a node cannot do alone has an entry by its own command, and none by a node's word.
+            Change::RecordDeed { deed, .. } if !deed.is_of_one_node() => return None,
+            Change::RecordDeed { deed, object, .. } => (*deed, object.clone()),
             Change::UpdateNode(_)
             | Change::WantCopy { .. }
             | Change::ReportCopy { .. }

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Client, ClusterId, ContentHash, DocumentsSecret, EndpointId, Image, ImageId, Node, NodeId, Note, Observed,
+    Client, ClusterId, ContentHash, Deed, DocumentsSecret, EndpointId, Image, ImageId, Node, NodeId, Note, Observed,
     Rejection, RequestId, SecretHash, Settings, Token, TokenId, UnixMs, VmId, VmName, VmSpec,
 };
 
@@ -174,6 +174,18 @@ pub enum Change {
         image: ImageId,
         /// The node that asks.
         node: NodeId,
+    },
+    /// A node did what a client asked of it, which is a matter of that node alone. It goes into the audit trail, and changes
+    /// nothing else.
+    RecordDeed {
+        /// The node that did it, and says so.
+        node: NodeId,
+        /// Who asked.
+        client: EndpointId,
+        /// What was done: one of those of which [`Deed::is_of_one_node`] holds.
+        deed: Deed,
+        /// Of what.
+        object: String,
     },
 }
 

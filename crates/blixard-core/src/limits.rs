@@ -5,9 +5,11 @@
 
 use std::collections::BTreeMap;
 
+use crate::audit::OBJECT_CHARS_MAX;
 use crate::chunks::INDEX_BYTES_MAX;
 use crate::{
-    Client, ConfigFile, Image, Manifest, Node, Part, PublishedPort, Rejection, Seed, Settings, Token, UnixMs, VmSpec,
+    Client, ConfigFile, Deed, Image, Manifest, Node, Part, PublishedPort, Rejection, Seed, Settings, Token, UnixMs,
+    VmSpec,
 };
 
 /// Answers kept for retries: a client retries for seconds, and 1024 requests are minutes even on a busy cluster.
@@ -315,6 +317,14 @@ pub(crate) fn stop_timeout(timeout_ms: u64) -> Checked {
         return Ok(());
     }
     invalid(format!("a timeout of {timeout_ms} ms is too long; at most {STOP_TIMEOUT_MS_MAX} ms are allowed"))
+}
+
+/// What a node says that it did for a client.
+pub(crate) fn deed(deed: Deed, object: &str) -> Checked {
+    if !deed.is_of_one_node() {
+        return invalid(format!("to {deed} is not a matter of one node"));
+    }
+    word("what a deed is about", object, OBJECT_CHARS_MAX)
 }
 
 pub(crate) fn reason(reason: &str) -> Checked {

@@ -170,10 +170,15 @@ proptest! {
                 | Change::ReportVm { .. } | Change::ForgetVm { .. } | Change::Note(_)
                 | Change::SetDocumentsSecret(_) | Change::ReleaseCopy { .. } => false,
                 Change::AdmitNode { .. } => before.nodes.len() < state.nodes.len(),
+                Change::RecordDeed { .. } => outcome.is_ok(),
                 _ => true,
             };
             if is_kept && !is_retry {
-                expected.push((command.at, command.by, outcome.err()));
+                let by = match &command.change {
+                    Change::RecordDeed { client, .. } => Actor::Client(*client),
+                    _ => command.by,
+                };
+                expected.push((command.at, by, outcome.err()));
             } else {
                 prop_assert_eq!(&before.audit, &state.audit, "kept {:?}", command);
             }

@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use blixard_core::{
-    Actor, BlobHash, Change, Client, ClientRole, ClusterId, Command, ConfigFile, DocumentsSecret, NodeId, Note,
+    Actor, BlobHash, Change, Client, ClientRole, ClusterId, Command, ConfigFile, Deed, DocumentsSecret, NodeId, Note,
     Observed, Phase, RestartPolicy, SecretHash, Seed, Settings, State, Strategy, Token, TokenId, UnixMs, VmId, VmSpec,
 };
 use plausible::{USER, endpoint, image, manifest, node, prelude, request_key, spec, vm_id};
@@ -110,6 +110,7 @@ fn changes() -> Vec<(&'static str, Change)> {
         Change::Note(Note::Started { adopted: vec![id] }),
         Change::SetDocumentsSecret(DocumentsSecret([8; 32])),
         Change::ReleaseCopy { image: image_id, node: member },
+        Change::RecordDeed { node: member, client: USER, deed: Deed::PauseTransfer, object: "big on node 300".into() },
     ];
     all.into_iter().map(|change| (file_of(&change), change)).collect()
 }
@@ -141,6 +142,7 @@ fn file_of(change: &Change) -> &'static str {
         Change::Note(_) => "note",
         Change::SetDocumentsSecret(_) => "set_documents_secret",
         Change::ReleaseCopy { .. } => "release_copy",
+        Change::RecordDeed { .. } => "record_deed",
     }
 }
 

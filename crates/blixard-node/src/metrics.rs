@@ -290,7 +290,7 @@ impl Default for Metrics {
                 "transfer_failures",
                 "Attempts to fetch an image that failed, by what sort of failure it was",
                 "class",
-                &["sources", "damaged", "no_space", "manifest", "storage"],
+                &["sources", "damaged", "no_space", "manifest", "storage", "deadline"],
             ),
             fetches: book.outcomes("image_fetches", "Attempts of this node to fetch an image, by outcome"),
             fetched_bytes: book.enter_in(

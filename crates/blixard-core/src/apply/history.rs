@@ -74,7 +74,8 @@ impl State {
             | Change::AdmitNode { .. }
             | Change::UpdateNode(_)
             | Change::GrantClient(_)
-            | Change::SetDocumentsSecret(_) => Vec::new(),
+            | Change::SetDocumentsSecret(_)
+            | Change::RecordDeed { .. } => Vec::new(),
         }
     }
 

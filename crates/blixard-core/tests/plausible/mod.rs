@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use blixard_core::{
-    Actor, BlobHash, Capacity, Change, Client, ClientRole, ClusterId, Command, ContentHash, DiskFormat, DiskPart,
+    Actor, BlobHash, Capacity, Change, Client, ClientRole, ClusterId, Command, ContentHash, Deed, DiskFormat, DiskPart,
     DocumentsSecret, EndpointId, Image, ImageId, Manifest, Node, NodeId, Note, Observed, Part, Phase, Power, Protocol,
     PublishedPort, RequestId, RequestKey, Resources, RestartPolicy, SecretHash, Seed, Settings, State,
     Strategy as Placing, Token, TokenId, UnixMs, VmId, VmSpec,
@@ -220,6 +220,10 @@ fn ground(change: &mut Change, by: &mut Actor, state: &State) {
             *by = Actor::Node(*node);
         }
         Change::SetDocumentsSecret(_) => *by = Actor::Node(nearest(&state.nodes, NodeId(1))),
+        Change::RecordDeed { node, .. } => {
+            member(node);
+            *by = Actor::Node(*node);
+        }
         Change::Note(note) => {
             let mut first = NodeId(1);
             member(&mut first);
@@ -424,6 +428,18 @@ fn note() -> impl Strategy<Value = Note> {
     ]
 }
 
+fn deed() -> impl Strategy<Value = Change> {
+    let deed = prop_oneof![6 => Just(Deed::LimitTransfers), 2 => Just(Deed::PinImage), 1 => Just(Deed::DeleteVm)];
+    let object =
+        prop_oneof![8 => Just("big on node 2".to_owned()), 1 => Just(String::new()), 1 => Just("x".repeat(161))];
+    (node_id(), 198_u8..202, deed, object).prop_map(|(node, key, deed, object)| Change::RecordDeed {
+        node,
+        client: endpoint(key),
+        deed,
+        object,
+    })
+}
+
 pub(crate) fn change() -> impl Strategy<Value = Change> {
     let shown = option::weighted(0.9, (1_u8..4, secret()));
     let shown = shown.prop_map(|shown| shown.map(|(id, secret)| (TokenId([id; 8]), SecretHash([secret; 32]))));
@@ -456,6 +472,7 @@ pub(crate) fn change() -> impl Strategy<Value = Change> {
             .prop_map(|(id, node, observed)| Change::ReportVm { id, node, observed }),
         4 => (any_vm(), node_id(), 0_u64..4).prop_map(|(id, node, epoch)| Change::ForgetVm { id, node, epoch }),
         3 => note().prop_map(Change::Note),
+        2 => deed(),
         1 => any::<u8>().prop_map(|byte| Change::SetDocumentsSecret(DocumentsSecret([byte; 32]))),
     ]
 }

@@ -78,7 +78,7 @@ impl Agent {
     pub(crate) async fn pin(&self, image: ImageId, is_pinned: bool) -> anyhow::Result<()> {
         self.inner.images.uses().pin(image, is_pinned).await?;
         if is_pinned && !self.desk().complete.contains(&image) {
-            self.request(image).await?;
+            self.request(image, None).await?;
         }
         Ok(())
     }

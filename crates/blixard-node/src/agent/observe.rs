@@ -127,7 +127,8 @@ impl Agent {
                 continue;
             }
             let found = match self.inner.transfers.status(image) {
-                Some(status) => {
+                // One whose time was up is not on its way any more.
+                Some(status) if !status.is_expired => {
                     self.refresh_sources(image, status.priority);
                     let urgent = status.priority == Priority::VmWaiting;
                     if self.look_at_beginning(image).await {
@@ -135,7 +136,7 @@ impl Agent {
                     }
                     Some(LocalImage::Fetching { urgent, failure: why_it_waits(&status) })
                 }
-                None => {
+                _ => {
                     let manifest = self.inner.raft.read(|state| state.images.get(&image).map(|i| i.manifest.clone()));
                     match manifest {
                         Some(manifest) if self.inner.images.is_complete(&manifest).await? => {

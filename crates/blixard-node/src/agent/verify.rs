@@ -99,7 +99,7 @@ impl Agent {
             let shares = state.nodes.get(&self.inner.me).is_some_and(|node| node.shares_images);
             shares && state.images.get(&image).is_some_and(|image| image.holders.iter().any(|id| gives(&id)))
         });
-        if is_refetched && let Err(error) = self.request(image).await {
+        if is_refetched && let Err(error) = self.request(image, None).await {
             return VerifyState::Failed(format!("it is damaged, and cannot be asked for again: {error:#}"));
         }
         VerifyState::Damaged { parts, is_refetched }

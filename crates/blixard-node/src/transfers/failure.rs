@@ -17,10 +17,13 @@ pub(crate) enum FailureClass {
     Manifest,
     /// This node's own doing: its store failed, or a bug.
     Storage,
+    /// It was not here by the time that whoever asked for it gave it. Trying again would be too late.
+    Deadline,
 }
 
 impl FailureClass {
-    pub(crate) const ALL: [Self; 5] = [Self::Sources, Self::Damaged, Self::NoSpace, Self::Manifest, Self::Storage];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Sources, Self::Damaged, Self::NoSpace, Self::Manifest, Self::Storage, Self::Deadline];
 
     /// The word for it.
     pub(crate) fn word(self) -> &'static str {
@@ -30,6 +33,7 @@ impl FailureClass {
             Self::NoSpace => "no_space",
             Self::Manifest => "manifest",
             Self::Storage => "storage",
+            Self::Deadline => "deadline",
         }
     }
 }
@@ -46,7 +50,12 @@ pub(crate) struct Failure {
 impl Failure {
     /// Whether it is tried again by itself.
     pub(crate) fn is_retried(&self) -> bool {
-        self.class != FailureClass::Manifest
+        !matches!(self.class, FailureClass::Manifest | FailureClass::Deadline)
+    }
+
+    /// Its time is up.
+    pub(crate) fn deadline() -> Self {
+        Self { class: FailureClass::Deadline, reason: "the deadline passed before it was here".to_owned() }
     }
 
     /// This node's own doing.

@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use blixard_core::{EndpointId, ImageId};
+use blixard_core::{EndpointId, ImageId, UnixMs};
 use serde::{Deserialize, Serialize};
 
 use crate::images::Rates;
 use crate::kept::Keeping;
 
-/// The file: limits of a thousand peers and every image of the largest catalog, twice, take less than 2 MiB.
+/// The file: limits of a thousand peers and every image of the largest catalog, three times, take less than 2 MiB.
 pub(super) const KEEPING: Keeping = Keeping {
     what: "what is set of transfers",
     bytes_max: 4 << 20,
@@ -28,6 +28,8 @@ pub(crate) struct Kept {
     pub(crate) paused: BTreeSet<ImageId>,
     /// Images that an operator wants here, until they are.
     pub(crate) requested: BTreeSet<ImageId>,
+    /// By when, for those that are given up otherwise.
+    pub(crate) deadlines: BTreeMap<ImageId, UnixMs>,
 }
 
 #[cfg(test)]

@@ -10,8 +10,12 @@
 //!         ^ ^ ^       | | |
 //!         | | +- put back, when something more urgent needs the place
 //!         | +--- paused, until it is resumed
-//!         +----- failed <   after a growing wait, or at once when a new source turns up
+//!         +----- failed <   after a growing wait, or at once when a new source turns up;
+//!                           not by itself when the manifest is wrong or its deadline has passed
 //! ```
+//!
+//! A deadline is kept as a date, because it has to outlive the process; the queue counts the time that is left of it when it is
+//! told, and a clock that is set meanwhile does not move it.
 //!
 //! A crash loses the queue and nothing else: the agent wants again what it still misses. It stops with
 //! [`Transfers::shutdown`] or when the last clone is dropped; transfers under way end where they are.
@@ -24,15 +28,16 @@ mod work;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use blixard_core::{EndpointId, ImageId, Manifest};
+use blixard_core::{EndpointId, ImageId, Manifest, UnixMs};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
+use crate::clock;
 use crate::images::{FetchError, Holder, Images, Limits, Progress, Rates};
 use crate::kept::KeptFile;
 use crate::metrics::{Metrics, REUSED};
@@ -106,6 +111,10 @@ pub(crate) struct TransferStatus {
     pub priority: Priority,
     /// Whether an operator asked for it, whoever else wants it.
     pub is_requested: bool,
+    /// Whether the time was up that it was given, and nobody else wants it.
+    pub is_expired: bool,
+    /// When it is given up, if it is not here by then.
+    pub deadline: Option<Instant>,
     /// Where it stands.
     pub state: TransferState,
     /// How far it is; of the last attempt when it does not run.
@@ -142,6 +151,8 @@ pub(crate) struct Transfers {
 
 struct Shared {
     queue: Mutex<Queue>,
+    /// Images whose deadline has passed, until somebody looks.
+    expired: Mutex<Vec<ImageId>>,
     fetch: Fetch,
     /// Wakes the worker.
     work: Notify,
@@ -193,6 +204,7 @@ impl Transfers {
         let queue = Queue::new(running_max, keeper.read().paused);
         let shared = Arc::new(Shared {
             queue: Mutex::new(queue),
+            expired: Mutex::default(),
             fetch,
             work: Notify::new(),
             changed: watch::Sender::new(()),
@@ -216,7 +228,19 @@ impl Transfers {
     /// nothing; one that runs learns of them at once. A failed transfer is tried at once when it becomes more urgent or gets
     /// a source that it did not have.
     pub(crate) fn want(&self, image: ImageId, manifest: Manifest, sources: Vec<Holder>, priority: Priority) {
-        if self.shared.queue().want(image, manifest, sources, priority) {
+        let is_request = priority == Priority::Operator;
+        let deadline = is_request.then(|| self.kept().deadlines.get(&image).copied()).flatten();
+        let is_new = {
+            let mut queue = self.shared.queue();
+            let is_new = queue.want(image, manifest, sources, priority);
+            // Told once: what is left of it is counted without the wall clock from then on.
+            let is_told = queue.status(image).is_some_and(|status| status.deadline.is_some());
+            if let Some(deadline) = deadline.filter(|_| !is_told) {
+                queue.set_deadline(image, instant_of(deadline));
+            }
+            is_new
+        };
+        if is_new || deadline.is_some() {
             self.shared.tell();
         }
     }
@@ -233,28 +257,44 @@ impl Transfers {
         let change = |kept: &mut Kept| {
             kept.paused.remove(&image);
             kept.requested.remove(&image);
+            kept.deadlines.remove(&image);
         };
         self.shared.keeper.change(change, |_| ()).await
     }
 
-    /// Notes that an operator wants an image here, until [`Self::settle`]. The agent then wants it.
+    /// Notes that an operator wants an image here, until [`Self::settle`], and by when. The agent then wants it. To ask again sets
+    /// the deadline anew.
     ///
     /// # Errors
     /// When it cannot be written down; then nothing has changed.
-    pub(crate) async fn request(&self, image: ImageId) -> anyhow::Result<()> {
+    pub(crate) async fn request(&self, image: ImageId, deadline: Option<UnixMs>) -> anyhow::Result<()> {
         let change = |kept: &mut Kept| {
             kept.requested.insert(image);
+            match deadline {
+                Some(deadline) => kept.deadlines.insert(image, deadline),
+                None => kept.deadlines.remove(&image),
+            };
         };
-        self.shared.keeper.change(change, |_| ()).await
+        let act = |_: &Kept| self.shared.queue().set_deadline(image, deadline.and_then(instant_of));
+        self.shared.keeper.change(change, act).await?;
+        self.shared.tell();
+        Ok(())
     }
 
-    /// Notes that an image is here that an operator asked for.
+    /// Images whose deadline has passed since this was last asked. Of those that are still known and [not
+    /// expired](TransferStatus::is_expired), nothing more is owed to whoever asked.
+    pub(crate) fn take_expired(&self) -> Vec<ImageId> {
+        std::mem::take(&mut *self.shared.expired())
+    }
+
+    /// Notes that nothing more is owed to an operator who asked for an image: it is here, or its time is up.
     ///
     /// # Errors
     /// When it cannot be written down.
     pub(crate) async fn settle(&self, image: ImageId) -> anyhow::Result<()> {
         let change = |kept: &mut Kept| {
             kept.requested.remove(&image);
+            kept.deadlines.remove(&image);
         };
         self.shared.keeper.change(change, |_| ()).await
     }
@@ -265,7 +305,10 @@ impl Transfers {
     /// When it cannot be written down; then nothing has changed.
     pub(crate) async fn cancel_request(&self, image: ImageId) -> anyhow::Result<Option<Cancelled>> {
         let (mut was_requested, mut cancelled) = (false, None);
-        let change = |kept: &mut Kept| was_requested = kept.requested.remove(&image);
+        let change = |kept: &mut Kept| {
+            kept.deadlines.remove(&image);
+            was_requested = kept.requested.remove(&image);
+        };
         self.shared.keeper.change(change, |_| cancelled = self.shared.queue().cancel_request(image)).await?;
         self.shared.tell();
         // It may be noted and not be in the queue, for a moment after a restart.
@@ -288,13 +331,21 @@ impl Transfers {
         Ok(true)
     }
 
-    /// Lets an image go on that was paused, or tries one at once that failed. Whether it is on its way.
+    /// Lets an image go on that was paused, or tries one at once that failed, without a deadline if that is why it did. Whether
+    /// it is on its way.
     ///
     /// # Errors
     /// When it cannot be written down; then nothing has changed.
     pub(crate) async fn resume(&self, image: ImageId) -> anyhow::Result<bool> {
-        let mut is_known = self.shared.queue().knows(image);
-        let change = |kept: &mut Kept| is_known |= kept.paused.remove(&image);
+        let status = self.status(image);
+        let mut is_known = status.is_some();
+        let is_expired = status.is_some_and(|status| status.is_expired);
+        let change = |kept: &mut Kept| {
+            is_known |= kept.paused.remove(&image);
+            if is_expired {
+                kept.deadlines.remove(&image);
+            }
+        };
         self.shared.keeper.change(change, |_| self.shared.queue().resume(image)).await?;
         self.shared.tell();
         Ok(is_known)
@@ -363,6 +414,10 @@ impl Shared {
         self.queue.lock().expect("no holder of this lock panics")
     }
 
+    fn expired(&self) -> std::sync::MutexGuard<'_, Vec<ImageId>> {
+        self.expired.lock().expect("no holder of this lock panics")
+    }
+
     /// Wakes the worker and whoever watches.
     fn tell(&self) {
         self.work.notify_one();
@@ -377,6 +432,11 @@ impl Shared {
         }
         self.changed.send_replace(());
     }
+}
+
+/// When a date will have come, as this process counts time; nothing when that is too far off to count.
+fn instant_of(date: UnixMs) -> Option<Instant> {
+    Instant::now().checked_add(Duration::from_millis(date.since_ms(clock::now())))
 }
 
 /// Counts what an attempt received, however it ends.

@@ -27,6 +27,8 @@ struct Transfer {
     /// What the cluster itself wants it for; nothing when only an operator does.
     wanted: Option<Priority>,
     is_requested: bool,
+    /// When an operator's request is given up, if it is not met by then.
+    deadline: Option<Instant>,
     /// Its place among equals: the lower is first.
     turn: u64,
     /// Tells the attempt under way from earlier ones.
@@ -57,6 +59,20 @@ impl Transfer {
 
     fn is_running(&self) -> bool {
         matches!(self.state, State::Running(_))
+    }
+
+    /// Whether its time was up, and nobody else wants it.
+    fn is_expired(&self) -> bool {
+        let class = self.failure.as_ref().map(|failure| failure.class);
+        matches!(self.state, State::Failed { .. }) && class == Some(FailureClass::Deadline)
+    }
+
+    /// Lets go of a request whose time was up.
+    fn revive(&mut self) {
+        if self.is_expired() {
+            self.failure = None;
+            self.state = State::Queued;
+        }
     }
 
     fn is_due(&self, now: Instant) -> bool {
@@ -124,6 +140,7 @@ impl Queue {
                 sources: watch::Sender::new(sources),
                 wanted,
                 is_requested: is_request,
+                deadline: None,
                 turn,
                 attempt: 0,
                 progress,
@@ -135,6 +152,11 @@ impl Queue {
             self.transfers.insert(image, transfer);
             return true;
         };
+        let is_taken_over = known.is_expired() && wanted.is_some();
+        if is_taken_over {
+            known.is_requested = false;
+            known.revive();
+        }
         let before = known.priority();
         known.is_requested |= is_request;
         known.wanted = known.wanted.max(wanted);
@@ -143,10 +165,41 @@ impl Queue {
         if *known.sources.borrow() != sources {
             known.sources.send_replace(sources);
         }
-        if (is_raised || has_new_source) && !known.is_running() {
+        let is_better = is_raised || has_new_source;
+        if is_better && !known.is_running() && !known.is_expired() {
             known.state = State::Queued;
         }
-        is_raised || has_new_source
+        is_better || is_taken_over
+    }
+
+    /// Gives an operator's request until then, or any time. One that is asked for anew after its time was up is queued again.
+    pub(super) fn set_deadline(&mut self, image: ImageId, deadline: Option<Instant>) {
+        if let Some(transfer) = self.transfers.get_mut(&image) {
+            transfer.is_requested = true;
+            transfer.deadline = deadline;
+            transfer.revive();
+        }
+    }
+
+    /// Gives up the requests whose time is up, and says which. What the cluster itself wants goes on for its sake.
+    pub(super) fn expire(&mut self, now: Instant) -> Vec<ImageId> {
+        let mut expired = Vec::new();
+        for (image, transfer) in &mut self.transfers {
+            if transfer.deadline.is_none_or(|deadline| deadline > now) {
+                continue;
+            }
+            transfer.deadline = None;
+            expired.push(*image);
+            if transfer.wanted.is_some() {
+                transfer.is_requested = false;
+                continue;
+            }
+            transfer.put_back();
+            transfer.failures = transfer.failures.saturating_add(1);
+            transfer.state = State::Failed { retry_at: None };
+            transfer.failure = Some(Failure::deadline());
+        }
+        expired
     }
 
     /// Forgets an image. Whether it was known.
@@ -160,7 +213,7 @@ impl Queue {
     /// An operator no longer asks for an image; nothing when it is not in the queue.
     pub(super) fn cancel_request(&mut self, image: ImageId) -> Option<Cancelled> {
         let transfer = self.transfers.get_mut(&image)?;
-        transfer.is_requested = false;
+        (transfer.is_requested, transfer.deadline) = (false, None);
         match transfer.wanted {
             Some(priority) => Some(Cancelled::Wanted(priority)),
             None => {
@@ -187,6 +240,7 @@ impl Queue {
     pub(super) fn resume(&mut self, image: ImageId) {
         self.paused.remove(&image);
         if let Some(transfer) = self.transfers.get_mut(&image).filter(|transfer| !transfer.is_running()) {
+            transfer.revive();
             transfer.state = State::Queued;
         }
     }
@@ -208,6 +262,8 @@ impl Queue {
     pub(super) fn status(&self, image: ImageId) -> Option<TransferStatus> {
         let transfer = self.transfers.get(&image)?;
         let state = match &transfer.state {
+            // Resuming it would not let it go on as it did.
+            _ if transfer.is_expired() => TransferState::Failed { retry_at: None },
             _ if self.paused.contains(&image) => TransferState::Paused,
             State::Queued => TransferState::Queued,
             State::Running(_) => TransferState::Running,
@@ -219,6 +275,8 @@ impl Queue {
         Some(TransferStatus {
             priority: transfer.priority(),
             is_requested: transfer.is_requested,
+            is_expired: transfer.is_expired(),
+            deadline: transfer.deadline,
             state,
             progress,
             bytes_per_s: if transfer.is_running() { transfer.meter.bytes_per_s() } else { 0 },
@@ -320,14 +378,15 @@ impl Queue {
         self.transfers.values_mut().filter(|transfer| transfer.is_running()).for_each(Transfer::put_back);
     }
 
-    /// When the next failed transfer is due, at the latest point of which nobody else would say.
-    pub(super) fn next_retry(&self, now: Instant) -> Option<Instant> {
+    /// When the next failed transfer is due or the next deadline passes, at the latest point of which nobody else would say.
+    pub(super) fn next_due(&self, now: Instant) -> Option<Instant> {
         let retries = self.transfers.values().filter_map(|transfer| match &transfer.state {
             // One that is due already waits for a place, which whoever ends makes known.
             State::Failed { retry_at: Some(retry_at) } if *retry_at > now => Some(*retry_at),
             _ => None,
         });
-        retries.min()
+        let deadlines = self.transfers.values().filter_map(|transfer| transfer.deadline);
+        retries.chain(deadlines).min()
     }
 }
 

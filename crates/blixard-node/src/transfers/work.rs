@@ -8,7 +8,7 @@ use futures::FutureExt;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
-use super::{Failure, Shared};
+use super::{Failure, FailureClass, Shared};
 use crate::backoff::random_byte;
 use crate::metrics::outcome;
 
@@ -42,18 +42,18 @@ async fn work(shared: Arc<Shared>) {
     let mut measure = tokio::time::interval(MEASURE_EVERY);
     measure.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
+        give_up_late(&shared);
         start_due(&shared, &mut running);
-        let now = Instant::now();
-        let retry_at = shared.queue().next_retry(now);
-        let retry = async {
-            match retry_at {
+        let due_at = shared.queue().next_due(Instant::now());
+        let due = async {
+            match due_at {
                 Some(at) => tokio::time::sleep_until(at.into()).await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
             () = shared.work.notified() => {}
-            () = retry => {}
+            () = due => {}
             _ = measure.tick(), if !running.is_empty() => shared.queue().measure(Instant::now()),
             Some(ended) = running.join_next() => {
                 // One that was cancelled ends without a result, and nobody waits for it.
@@ -66,6 +66,21 @@ async fn work(shared: Arc<Shared>) {
 }
 
 type Ended = (ImageId, u64, Result<(), Failure>);
+
+/// Gives up what was to be here by now.
+fn give_up_late(shared: &Shared) {
+    let expired = shared.queue().expire(Instant::now());
+    if expired.is_empty() {
+        return;
+    }
+    for image in &expired {
+        let class = FailureClass::Deadline.word();
+        shared.metrics.transfer_failures.get_or_create(&[("class", class.into())]).inc();
+        tracing::warn!(image = %image.short(), "the deadline of a transfer passed before the image was here");
+    }
+    shared.expired().extend(expired);
+    shared.moved();
+}
 
 fn start_due(shared: &Arc<Shared>, running: &mut JoinSet<Ended>) {
     loop {

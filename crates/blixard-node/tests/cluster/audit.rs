@@ -1,7 +1,9 @@
 //! Who asked for what: the audit trail, asked for at any node.
 
-use blixard_core::{ClientRole, Deed};
-use blixard_node::api::{AuditView, CreateToken, FaultKind, GrantClient};
+use std::time::Duration;
+
+use blixard_core::{ClientRole, Deed, NodeId};
+use blixard_node::api::{AuditView, CreateToken, FaultKind, GrantClient, SetLimits, TransferOrder};
 use futures::{StreamExt, pin_mut};
 
 use crate::bench::{Bench, PATIENCE, client, fault, import, kernel, until, vm};
@@ -56,4 +58,49 @@ async fn every_write_is_in_the_trail_at_every_node() {
     let all = format!("{here:?}");
     let secret = created.ticket.parse::<blixard_node::transport::Ticket>().unwrap().secret.unwrap();
     assert!(!all.contains("hunter2") && !all.contains(&secret.hash().to_string()), "{all}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_node_did_for_somebody_is_in_the_trail_of_all() {
+    let bench = Bench::new();
+    let (_, nodes, admin) = bench.cluster(2, &[("cluster.copies", "1")], 1).await;
+    let me = admin.clients().await.unwrap()[0].name.clone();
+    let big = import(&admin, "big", kernel(1, 8 << 20)).await.name;
+    let second = Some(NodeId(2));
+    // Through the other node, and slow, so that there is time for the rest.
+    let limits = SetLimits { down_bytes_per_s: Some(128 << 10), ..SetLimits::default() };
+    admin.set_limits(second, &limits).await.unwrap();
+    admin.fetch_image(&big, second, Some(Duration::from_secs(3600))).await.unwrap();
+    until("it to be on its way", async || {
+        admin.transfers().await.unwrap().iter().any(|view| !view.transfers.is_empty())
+    })
+    .await;
+    for order in [TransferOrder::Pause, TransferOrder::Resume, TransferOrder::Cancel] {
+        admin.order_transfer(&big, second, order).await.unwrap();
+    }
+    admin.pin(&big, None, true).await.unwrap();
+    admin.pin(&big, None, false).await.unwrap();
+    // What was refused has not been done.
+    assert_eq!(fault(admin.order_transfer(&big, None, TransferOrder::Pause).await).0, FaultKind::NotFound);
+
+    let at_second = bench.client(&nodes[1]).await;
+    let mut told = Vec::new();
+    until("all of it to be told", async || {
+        let trail = at_second.audit(1000).await.unwrap();
+        told = trail.into_iter().skip_while(|entry| entry.deed != Deed::LimitTransfers).collect();
+        told.iter().filter(|entry| entry.deed.is_of_one_node()).count() == 7
+    })
+    .await;
+    let of = |deed: Deed| {
+        let found: Vec<_> = told.iter().filter(|entry| entry.deed == deed).collect();
+        assert_eq!(found.len(), 1, "{deed}: {told:?}");
+        assert_eq!(words(found[0]), (Some(me.as_str()), deed, true));
+        found[0].object.clone()
+    };
+    assert_eq!(of(Deed::LimitTransfers), "node=2 up=none down=131072B/s");
+    assert_eq!(of(Deed::FetchImage), "big node=2 deadline=3600000ms");
+    for deed in [Deed::PauseTransfer, Deed::ResumeTransfer, Deed::CancelTransfer] {
+        assert_eq!(of(deed), "big node=2");
+    }
+    assert_eq!((of(Deed::PinImage), of(Deed::UnpinImage)), ("big node=1".to_owned(), "big node=1".to_owned()));
 }

@@ -106,6 +106,14 @@ async fn a_node_gives_up_what_others_have_and_nothing_needs() {
     let piece = futures::stream::iter(vec![Ok(bytes::Bytes::from(kernel(6, 8 * MIB)))]);
     let (kind, said) = fault(at_second.upload(piece).await);
     assert!(kind == FaultKind::Conflict && said.contains("cache.max"), "{said}");
+
+    // So does what is to be shared, which is uploaded in the same way.
+    client.delete_image(&fifth).await.unwrap();
+    client.fetch_image(&names[2], second, None).await.unwrap();
+    until_held(&client, &names[2], &[1, 2]).await;
+    let piece = futures::stream::iter(vec![Ok(bytes::Bytes::from(kernel(6, 6 * MIB)))]);
+    at_second.upload(piece).await.unwrap();
+    until_held(&client, &names[2], &[1]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,5 +1,7 @@
 //! Image content on its way between nodes: how fast it may go, and what becomes of it.
 
+use std::time::Duration;
+
 use blixard_core::{ImageName, NodeId};
 use blixard_node::api::{
     Client, FaultKind, NodeTransfersView, PeerLimitsView, QueuedState, QueuedView, SetLimits, TransferOrder,
@@ -210,4 +212,43 @@ async fn an_image_that_is_deleted_while_it_is_fetched_goes_from_where_it_came_to
     client.order_transfer(&big, second, TransferOrder::Fetch).await.unwrap();
     until("node 2 to hold it", async || holders(&client, &big).await.len() == 2).await;
     until("the request to be settled", async || on_its_way(&client, 2).await.is_none()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_late_is_given_up_listed_with_the_reason_and_told_also_after_a_restart() {
+    let bench = Bench::new();
+    let (configs, mut nodes, client) = bench.cluster(2, &[("cluster.copies", "1")], 1).await;
+    let big = import(&client, "big", kernel(1, CONTENT_BYTES)).await.name;
+    let second = Some(NodeId(2));
+    slow(&client, 2, true).await;
+    // The node is not there when the time is up; what it goes on with knows of it.
+    client.fetch_image(&big, second, Some(Duration::from_secs(3))).await.unwrap();
+    until("it to be on its way", async || on_its_way(&client, 2).await.is_some()).await;
+    let asked_at = std::time::Instant::now();
+    nodes.pop().unwrap().shutdown().await;
+    until("the deadline to pass", async || asked_at.elapsed() > Duration::from_secs(3)).await;
+    nodes.push(bench.start(&configs[1]).await);
+    until("it to be given up", async || {
+        let found = of_node(&client, 2).await.transfers;
+        found.first().is_some_and(|it| it.state == QueuedState::Failed)
+    })
+    .await;
+    let late = on_its_way(&client, 2).await.unwrap();
+    let said = (late.failure_class.as_deref(), late.retry_in_ms, late.deadline_in_ms);
+    assert_eq!(said, (Some("deadline"), None, None), "{late:?}");
+    until("it to be told", async || {
+        let events = client.events(&Default::default(), 1000).await.unwrap();
+        events.iter().any(|event| event.kind == "image failing" && event.text.contains("the deadline passed"))
+    })
+    .await;
+    assert!(metric(&configs[1], "blixard_transfer_failures_total{class=\"deadline\"}").await >= 1);
+    assert_eq!(holders(&client, &big).await, [NodeId(1)]);
+
+    // Asked for anew it comes, and then nothing is left of the deadline.
+    slow(&client, 2, false).await;
+    client.fetch_image(&big, second, Some(Duration::from_secs(3600))).await.unwrap();
+    until("node 2 to hold it", async || holders(&client, &big).await.len() == 2).await;
+    until("the request to be settled", async || on_its_way(&client, 2).await.is_none()).await;
+    let (kind, said) = fault(client.fetch_image(&big, second, Some(Duration::from_secs(1 << 40))).await);
+    assert!(kind == FaultKind::BadRequest && said.contains("a deadline is between"), "{said}");
 }

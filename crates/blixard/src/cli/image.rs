@@ -4,10 +4,11 @@ mod cache;
 mod explain;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use blixard_core::{BlobHash, DiskFormat, DiskPart, ImageKind, ImageName, Manifest, NodeId, Part};
-use blixard_node::api::{AddImage, BlobView, Client, ComparedView, ImageSource, ImageView, TransferOrder};
+use blixard_node::api::{AddImage, BlobView, Client, ComparedView, ImageSource, ImageView};
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 
@@ -49,6 +50,7 @@ pub(super) enum Verb {
     /// Have a node fetch an image now, before anything needs it there. It goes before copies, and behind what a vm waits for.
     #[command(after_help = "Examples:
   blixard image fetch debian --node 3
+  blixard image fetch debian --node 3 --deadline 30m
   blixard transfer list                    see how far it is")]
     Fetch {
         /// The image's name.
@@ -57,6 +59,9 @@ pub(super) enum Verb {
         /// The node that is to fetch it; without it, the one that is asked.
         #[arg(long, value_name = "N", value_parser = values::node_id)]
         node: Option<NodeId>,
+        /// Give it up if it is not there in this time, as in 90s, 30m or 2h; also when the node is restarted meanwhile.
+        #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+        deadline: Option<Duration>,
         #[command(flatten)]
         output: Output,
     },
@@ -229,9 +234,9 @@ pub(super) async fn run(node: NodeAddress, verb: Verb) -> anyhow::Result<()> {
         Verb::Show { name, output } => {
             node.ask(async |client| output.show(&client.image(&name).await?, image_text, name_of)).await
         }
-        Verb::Fetch { name, node: target, output } => {
+        Verb::Fetch { name, node: target, deadline, output } => {
             node.ask(async |client| {
-                let target = client.order_transfer(&name, target, TransferOrder::Fetch).await?;
+                let target = client.fetch_image(&name, target, deadline).await?;
                 let answer = serde_json::json!({ "image": name, "node": target });
                 let text =
                     format!("node {target} fetches image {name}, unless it has it; see `blixard transfer list`\n");

@@ -1,5 +1,7 @@
 //! Requests about image content on its way between nodes.
 
+use std::time::Duration;
+
 use blixard_core::{ImageName, NodeId};
 use http::Method;
 
@@ -20,7 +22,24 @@ impl Client {
         self.get("/v1/transfers").await
     }
 
-    /// Has a node fetch an image, or changes how it does, and says which node that is.
+    /// Has a node fetch an image, if need be by a deadline, and says which node that is. To ask again sets the deadline anew.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn fetch_image(
+        &self,
+        image: &ImageName,
+        node: Option<NodeId>,
+        deadline: Option<Duration>,
+    ) -> Result<NodeId, ClientError> {
+        let deadline = deadline.map(|deadline| format!("deadline_ms={}", deadline.as_millis()));
+        let node = node.map(|node| format!("node={node}"));
+        let query: Vec<String> = [node, deadline].into_iter().flatten().collect();
+        let path = format!("/v1/images/{image}/fetch?{}", query.join("&"));
+        self.call(Method::POST, &path, None::<&()>).await
+    }
+
+    /// Changes how a node fetches an image, and says which node that is.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -30,11 +49,10 @@ impl Client {
         node: Option<NodeId>,
         order: TransferOrder,
     ) -> Result<NodeId, ClientError> {
-        let (about, word) = (about(node), order.word());
         let path = match order {
-            TransferOrder::Fetch => format!("/v1/images/{image}/fetch{about}"),
+            TransferOrder::Fetch => return self.fetch_image(image, node, None).await,
             TransferOrder::Pause | TransferOrder::Resume | TransferOrder::Cancel => {
-                format!("/v1/transfers/{image}/{word}{about}")
+                format!("/v1/transfers/{image}/{}{}", order.word(), about(node))
             }
         };
         self.call(Method::POST, &path, None::<&()>).await

@@ -1,7 +1,7 @@
 //! Requests about the caches of nodes: what is there and what would go, what stays, and whether it is still what it was.
 
 use axum::extract::State;
-use blixard_core::{ImageId, ImageName, NodeId, Rejection};
+use blixard_core::{Deed, EndpointId, ImageId, ImageName, NodeId, Rejection};
 use futures::StreamExt;
 use http::Method;
 use serde::Deserialize;
@@ -129,7 +129,7 @@ async fn set_pin(
     let elsewhere = about.elsewhere(server)?;
     let image = image_id(server, name).await?;
     match elsewhere {
-        None => pin_here(server, image, pinning).await.map(Json),
+        None => pin_here(server, asker.caller.0, image, pinning).await.map(Json),
         Some(node) => {
             let word = if pinning == Pinning::Pin { "pin" } else { "unpin" };
             let path = format!("/cache/{image}/{word}");
@@ -139,7 +139,12 @@ async fn set_pin(
 }
 
 /// Pins an image on this node, or no longer.
-pub(super) async fn pin_here(server: &Server, image: ImageId, pinning: Pinning) -> Result<NodeId, Fault> {
+pub(super) async fn pin_here(
+    server: &Server,
+    client: EndpointId,
+    image: ImageId,
+    pinning: Pinning,
+) -> Result<NodeId, Fault> {
     let me = server.inner.me;
     if pinning == Pinning::Pin {
         let (shares, holds) = server.inner.raft.read(|state| {
@@ -153,6 +158,8 @@ pub(super) async fn pin_here(server: &Server, image: ImageId, pinning: Pinning) 
         }
     }
     server.inner.agent.pin(image, pinning == Pinning::Pin).await?;
+    let deed = if pinning == Pinning::Pin { Deed::PinImage } else { Deed::UnpinImage };
+    server.record(client, deed, server.image_here(image));
     Ok(me)
 }
 

@@ -41,7 +41,9 @@ pub(super) trait Input {
     fn read(request: Request) -> impl Future<Output = Result<Request, Fault>> + Send;
 }
 
-async fn read_from_head<T: FromRequestParts<(), Rejection = Fault>>(request: Request) -> Result<Request, Fault> {
+pub(super) async fn read_from_head<T: FromRequestParts<(), Rejection = Fault>>(
+    request: Request,
+) -> Result<Request, Fault> {
     let (mut parts, body) = request.into_parts();
     T::from_request_parts(&mut parts, &()).await?;
     Ok(Request::from_parts(parts, body))
@@ -163,6 +165,7 @@ inputs!(A);
 inputs!(A, B);
 inputs!(A, B, C);
 inputs!(A, B, C, D);
+inputs!(A, B, C, D, E);
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]

@@ -7,6 +7,7 @@ mod cache;
 mod clients;
 mod cluster;
 mod compare;
+mod deeds;
 mod documents;
 mod events;
 pub(crate) mod extract;
@@ -52,6 +53,7 @@ use crate::transfers::Transfers;
 use crate::transport::http::{self as http_over, Caller, Requests};
 use crate::transport::{Handler, PeerAddress, Transport};
 use body::Body;
+use deeds::Deeds;
 
 /// The largest JSON body: user data of 64 KiB, escaped, and room to spare.
 const BODY_BYTES_MAX: usize = 1 << 20;
@@ -93,11 +95,14 @@ struct Inner {
     rooms: Served,
     /// Blobs uploaded and not yet part of an image, and when they came.
     uploads: Mutex<BTreeMap<BlobHash, (ImportedBlob, Instant)>>,
+    /// What was done for clients, and waits to be recorded.
+    deeds: Deeds,
 }
 
 impl Server {
     pub(crate) fn new(rooms: Served) -> Self {
-        Self { inner: Arc::new(Inner { rooms, uploads: Mutex::default() }) }
+        let deeds = Deeds::new(rooms.raft.clone());
+        Self { inner: Arc::new(Inner { rooms, uploads: Mutex::default(), deeds }) }
     }
 
     /// The handler of the control API.

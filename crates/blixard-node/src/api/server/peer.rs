@@ -4,18 +4,21 @@
 //! What a member asks for in the name of a client is checked here once more, against the role that this node knows.
 
 use axum::body::Body as RawBody;
-use axum::extract::{Request, State};
+use axum::extract::{FromRequestParts, Request, State};
 use axum::handler::Handler;
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter, on};
 use blixard_core::ClientRole::{self, Operator, Viewer};
 use blixard_core::{BlobHash, EndpointId, ImageId, NodeId, ShareId, VmId};
+use http::request::Parts;
+use schemars::SchemaGenerator;
 use serde::Deserialize;
 
 use super::ask::LogQuery;
 use super::cache::{self, Pinning};
-use super::extract::{Inputs, reader};
+use super::extract::{Input, Inputs, Operation, read_from_head, reader};
+use super::queue::Deadline;
 use super::{Body, Json, Path, Query, Server, logs, peers, queue, shares, transfers, vms};
 use crate::api::CLIENT_HEADER;
 use crate::api::fault::Fault;
@@ -82,14 +85,33 @@ pub(super) fn routes(server: Server) -> axum::Router {
     routes.with_state(server)
 }
 
-/// Lets a request pass whose client has the role for it. That the client asked at all is the word of the member.
+/// The client for which a member asks. That it asked at all is the word of the member.
+struct OnBehalfOf(EndpointId);
+
+impl<S: Send + Sync> FromRequestParts<S> for OnBehalfOf {
+    type Rejection = Fault;
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Fault> {
+        let client = parts.headers.get(CLIENT_HEADER).and_then(|text| text.to_str().ok()?.parse().ok());
+        client.map(Self).ok_or_else(|| Fault::bad_request(format!("{CLIENT_HEADER} must name the client that asks")))
+    }
+}
+
+impl Input for OnBehalfOf {
+    // Members' requests to each other are no part of the API's document.
+    fn describe(_: &mut Operation, _: &mut SchemaGenerator) {}
+
+    async fn read(request: Request) -> Result<Request, Fault> {
+        read_from_head::<Self>(request).await
+    }
+}
+
+/// Lets a request pass whose client has the role for it.
 async fn gate(
     State((server, least)): State<(Server, ClientRole)>,
+    OnBehalfOf(client): OnBehalfOf,
     request: Request,
     next: Next,
 ) -> Result<Response, Fault> {
-    let client = request.headers().get(CLIENT_HEADER).and_then(|text| text.to_str().ok()?.parse::<EndpointId>().ok());
-    let client = client.ok_or_else(|| Fault::bad_request(format!("{CLIENT_HEADER} must name the client that asks")))?;
     server.permit(client, least).await?;
     Ok(next.run(request).await)
 }
@@ -134,10 +156,11 @@ async fn serve_transfers(State(server): State<Server>) -> Json<NodeTransfersView
 
 async fn serve_order(
     State(server): State<Server>,
+    OnBehalfOf(client): OnBehalfOf,
     Path((image, order)): Path<(ImageId, TransferOrder)>,
+    Query(by): Query<Deadline>,
 ) -> Result<Json<NodeId>, Fault> {
-    tracing::info!(image = %image.short(), ?order, "a transfer is ordered through another node");
-    queue::order_here(&server, image, order).await.map(Json)
+    queue::order_here(&server, client, image, order, by).await.map(Json)
 }
 
 async fn serve_peers(State(server): State<Server>) -> Json<Vec<PeerView>> {
@@ -154,9 +177,10 @@ async fn serve_collect(State(server): State<Server>) -> Json<CollectedView> {
 
 async fn serve_pin(
     State(server): State<Server>,
+    OnBehalfOf(client): OnBehalfOf,
     Path((image, pinning)): Path<(ImageId, Pinning)>,
 ) -> Result<Json<NodeId>, Fault> {
-    cache::pin_here(&server, image, pinning).await.map(Json)
+    cache::pin_here(&server, client, image, pinning).await.map(Json)
 }
 
 async fn serve_verify(
@@ -179,17 +203,20 @@ async fn serve_limits(State(server): State<Server>) -> Json<LimitsView> {
 
 async fn serve_set_limits(
     State(server): State<Server>,
-    Body(asker, limits): Body<SetLimits>,
+    OnBehalfOf(client): OnBehalfOf,
+    Body(_, limits): Body<SetLimits>,
 ) -> Result<Json<LimitsView>, Fault> {
-    tracing::info!(member = %asker.caller.0.short(), ?limits, "limits of transfers are set through another node");
-    transfers::set_limits_here(&server, limits).await.map(Json)
+    transfers::set_limits_here(&server, client, limits).await.map(Json)
 }
 
 async fn serve_shares(State(server): State<Server>) -> Json<NodeSharesView> {
     Json(shares::here(&server).await)
 }
 
-async fn serve_stop_share(State(server): State<Server>, Path(share): Path<ShareId>) -> Result<Json<NodeId>, Fault> {
-    tracing::info!(%share, "a share is stopped through another node");
-    shares::stop_here(&server, share).await.map(Json)
+async fn serve_stop_share(
+    State(server): State<Server>,
+    OnBehalfOf(client): OnBehalfOf,
+    Path(share): Path<ShareId>,
+) -> Result<Json<NodeId>, Fault> {
+    shares::stop_here(&server, client, share).await.map(Json)
 }

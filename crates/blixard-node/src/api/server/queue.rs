@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use axum::extract::State;
-use blixard_core::{EndpointId, ImageId, ImageName, NodeId, Rejection, State as ClusterState};
+use blixard_core::{Deed, EndpointId, ImageId, ImageName, NodeId, Rejection, State as ClusterState};
 use futures::StreamExt;
 use http::Method;
+use serde::Deserialize;
 
 use super::ask::{self, NO_BODY};
 use super::transfers::About;
@@ -14,10 +15,13 @@ use super::view::STATUS_PATIENCE;
 use super::{Asker, Freshness, Json, Path, Query, Server};
 use crate::api::fault::{Fault, FaultKind};
 use crate::api::views::{NodeTransfersView, PeerBytesView, QueuedState, QueuedView, TransferOrder, TransferStatsView};
+use crate::clock;
 use crate::images::Direction;
 use crate::metrics::{REUSED, outcome};
 use crate::transfers::{Cancelled, FailureClass, Priority, TransferState, TransferStatus};
 
+/// The latest deadline, in milliseconds from now: a month. What may take longer than that needs none.
+const DEADLINE_MS_MAX: u64 = 31 * 24 * 3600 * 1000;
 /// Nodes that are asked at once for their queues: the answers of many more would only wait for each other.
 pub(super) const ASKED_AT_ONCE: usize = 32;
 
@@ -57,7 +61,7 @@ pub(super) fn here(server: &Server) -> NodeTransfersView {
 
 /// A transfer; nothing when its image was deleted a moment ago, and the queue will forget it.
 fn queued(state: &ClusterState, image: ImageId, status: TransferStatus, now: Instant) -> Option<QueuedView> {
-    let TransferStatus { priority, progress, bytes_per_s, sources, failures, failure, .. } = status;
+    let TransferStatus { priority, progress, bytes_per_s, sources, failures, failure, deadline, .. } = status;
     let (state_word, retry_at) = match status.state {
         TransferState::Queued => (QueuedState::Queued, None),
         TransferState::Running => (QueuedState::Running, None),
@@ -84,6 +88,7 @@ fn queued(state: &ClusterState, image: ImageId, status: TransferStatus, now: Ins
         failure_class: failure.as_ref().map(|failure| failure.class.word().to_owned()),
         failure: failure.map(|failure| failure.reason),
         retry_in_ms: retry_at.map(|at| milliseconds(at.saturating_duration_since(now))),
+        deadline_in_ms: deadline.map(|at| milliseconds(at.saturating_duration_since(now))),
     })
 }
 
@@ -122,13 +127,32 @@ fn stats(server: &Server) -> TransferStatsView {
     }
 }
 
+/// By when an image is to be there.
+#[derive(Debug, Clone, Copy, Default, schemars::JsonSchema, Deserialize)]
+pub(super) struct Deadline {
+    /// In so many milliseconds from when the node is asked; without a number, whenever it comes.
+    #[schemars(range(min = 1, max = DEADLINE_MS_MAX))]
+    deadline_ms: Option<u64>,
+}
+
 pub(super) async fn fetch(
     State(server): State<Server>,
     asker: Asker,
     Path(name): Path<ImageName>,
     Query(about): Query<About>,
+    Query(by): Query<Deadline>,
 ) -> Result<Json<NodeId>, Fault> {
-    order(&server, asker, &name, about, TransferOrder::Fetch).await
+    order(&server, asker, &name, about, TransferOrder::Fetch, by).await
+}
+
+impl Deadline {
+    fn check(self) -> Result<(), Fault> {
+        if self.deadline_ms.is_some_and(|ms| ms == 0 || ms > DEADLINE_MS_MAX) {
+            let text = format!("a deadline is between 1 and {DEADLINE_MS_MAX} milliseconds from now");
+            return Err(Fault::bad_request(text));
+        }
+        Ok(())
+    }
 }
 
 pub(super) async fn pause(
@@ -137,7 +161,7 @@ pub(super) async fn pause(
     Path(name): Path<ImageName>,
     Query(about): Query<About>,
 ) -> Result<Json<NodeId>, Fault> {
-    order(&server, asker, &name, about, TransferOrder::Pause).await
+    order(&server, asker, &name, about, TransferOrder::Pause, Deadline::default()).await
 }
 
 pub(super) async fn resume(
@@ -146,7 +170,7 @@ pub(super) async fn resume(
     Path(name): Path<ImageName>,
     Query(about): Query<About>,
 ) -> Result<Json<NodeId>, Fault> {
-    order(&server, asker, &name, about, TransferOrder::Resume).await
+    order(&server, asker, &name, about, TransferOrder::Resume, Deadline::default()).await
 }
 
 pub(super) async fn cancel(
@@ -155,7 +179,7 @@ pub(super) async fn cancel(
     Path(name): Path<ImageName>,
     Query(about): Query<About>,
 ) -> Result<Json<NodeId>, Fault> {
-    order(&server, asker, &name, about, TransferOrder::Cancel).await
+    order(&server, asker, &name, about, TransferOrder::Cancel, Deadline::default()).await
 }
 
 /// Gives an order to the node that it is about, and says which that is.
@@ -165,7 +189,9 @@ async fn order(
     name: &ImageName,
     about: About,
     order: TransferOrder,
+    by: Deadline,
 ) -> Result<Json<NodeId>, Fault> {
+    by.check()?;
     let elsewhere = about.elsewhere(server)?;
     let look = || server.inner.raft.read(|state| state.image_named(name).map(|image| image.id));
     if look().is_none() {
@@ -175,23 +201,28 @@ async fn order(
     let image = look().ok_or(Rejection::UnknownImage)?;
     let client = asker.caller.0;
     match elsewhere {
-        None => {
-            tracing::info!(client = %client.short(), image = %image.short(), order = order.word(), "a transfer is ordered");
-            order_here(server, image, order).await.map(Json)
-        }
+        None => order_here(server, client, image, order, by).await.map(Json),
         Some(node) => {
-            let path = format!("/transfers/{image}/{}", order.word());
+            let deadline = by.deadline_ms.map_or_else(String::new, |ms| format!("?deadline_ms={ms}"));
+            let path = format!("/transfers/{image}/{}{deadline}", order.word());
             ask::about_node(server, node, client, Method::POST, &path, NO_BODY).await.map(Json)
         }
     }
 }
 
 /// Carries out an order on this node.
-pub(super) async fn order_here(server: &Server, image: ImageId, order: TransferOrder) -> Result<NodeId, Fault> {
+pub(super) async fn order_here(
+    server: &Server,
+    client: EndpointId,
+    image: ImageId,
+    order: TransferOrder,
+    by: Deadline,
+) -> Result<NodeId, Fault> {
+    by.check()?;
     let (me, transfers) = (server.inner.me, &server.inner.transfers);
     let not_here = || Fault::not_found(format!("the image is not on its way to node {me}"));
     match order {
-        TransferOrder::Fetch => fetch_here(server, image).await?,
+        TransferOrder::Fetch => fetch_here(server, image, by).await?,
         TransferOrder::Pause if !transfers.pause(image).await? => return Err(not_here()),
         TransferOrder::Resume if !transfers.resume(image).await? => return Err(not_here()),
         TransferOrder::Pause | TransferOrder::Resume => {}
@@ -208,10 +239,18 @@ pub(super) async fn order_here(server: &Server, image: ImageId, order: TransferO
             }
         },
     }
+    let deed = match order {
+        TransferOrder::Fetch => Deed::FetchImage,
+        TransferOrder::Pause => Deed::PauseTransfer,
+        TransferOrder::Resume => Deed::ResumeTransfer,
+        TransferOrder::Cancel => Deed::CancelTransfer,
+    };
+    let deadline = by.deadline_ms.map_or_else(String::new, |ms| format!(" deadline={ms}ms"));
+    server.record(client, deed, format!("{}{deadline}", server.image_here(image)));
     Ok(me)
 }
 
-async fn fetch_here(server: &Server, image: ImageId) -> Result<(), Fault> {
+async fn fetch_here(server: &Server, image: ImageId, by: Deadline) -> Result<(), Fault> {
     let me = server.inner.me;
     let look = || {
         server.inner.raft.read(|state| {
@@ -231,5 +270,6 @@ async fn fetch_here(server: &Server, image: ImageId) -> Result<(), Fault> {
         let text = format!("node {me} shares no images (p2p_enabled is false): import the image there");
         return Err(Fault::new(FaultKind::Conflict, text));
     }
-    Ok(server.inner.agent.request(image).await?)
+    let deadline = by.deadline_ms.map(|ms| clock::now().plus_ms(ms));
+    Ok(server.inner.agent.request(image, deadline).await?)
 }

@@ -1,7 +1,7 @@
 //! Requests about what nodes share. Each share is on one node; it is made and stopped without a leader.
 
 use axum::extract::State;
-use blixard_core::{EndpointId, NodeId, Part, ShareId};
+use blixard_core::{Deed, EndpointId, NodeId, Part, ShareId};
 use futures::StreamExt;
 use http::Method;
 
@@ -123,7 +123,8 @@ pub(super) async fn create(
         let is_part = |hash| hash == share.listing.hash || share.content.is_some_and(|content| content.hash == hash);
         uploads.retain(|hash, _| !is_part(*hash));
     }
-    tracing::info!(client = %asker.caller.0.short(), share = %id, "something is shared");
+    let object = format!("{id} bytes={} node={}", share.content.map_or(0, |content| content.bytes), server.inner.me);
+    server.record(asker.caller.0, Deed::CreateShare, object);
     let ticket = ShareTicket { node: server.inner.transport.address(), secret, listing }.to_string();
     Ok(Json(CreatedShare { ticket, share: view(&server, id, share).await }))
 }
@@ -135,10 +136,7 @@ pub(super) async fn stop(
     Query(about): Query<About>,
 ) -> Result<Json<NodeId>, Fault> {
     match about.elsewhere(&server)? {
-        None => {
-            tracing::info!(client = %asker.caller.0.short(), %share, "a share is stopped");
-            stop_here(&server, share).await.map(Json)
-        }
+        None => stop_here(&server, asker.caller.0, share).await.map(Json),
         Some(node) => {
             let path = format!("/shares/{share}");
             ask::about_node(&server, node, asker.caller.0, Method::DELETE, &path, NO_BODY).await.map(Json)
@@ -147,8 +145,9 @@ pub(super) async fn stop(
 }
 
 /// Stops a share of this node.
-pub(super) async fn stop_here(server: &Server, share: ShareId) -> Result<NodeId, Fault> {
+pub(super) async fn stop_here(server: &Server, client: EndpointId, share: ShareId) -> Result<NodeId, Fault> {
     if server.inner.shares.stop(share).await? {
+        server.record(client, Deed::StopShare, format!("{share} node={}", server.inner.me));
         return Ok(server.inner.me);
     }
     Err(Fault::not_found(format!("node {} has no share {share}", server.inner.me)))

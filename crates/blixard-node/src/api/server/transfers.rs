@@ -1,7 +1,7 @@
 //! Requests about image content on its way between nodes. Each is about one node, which is asked by the one that got it.
 
 use axum::extract::State;
-use blixard_core::{EndpointId, NodeId, Rejection};
+use blixard_core::{Deed, EndpointId, NodeId, Rejection};
 use http::Method;
 use serde::Deserialize;
 
@@ -49,10 +49,7 @@ pub(super) async fn set_limits(
     Body(asker, limits): Body<SetLimits>,
 ) -> Result<Json<LimitsView>, Fault> {
     match about.elsewhere(&server)? {
-        None => {
-            tracing::info!(client = %asker.caller.0.short(), ?limits, "limits of transfers are set");
-            set_limits_here(&server, limits).await.map(Json)
-        }
+        None => set_limits_here(&server, asker.caller.0, limits).await.map(Json),
         Some(node) => {
             let path = "/transfers/limits";
             ask::about_node(&server, node, asker.caller.0, Method::PUT, path, Some(&limits)).await.map(Json)
@@ -76,7 +73,11 @@ pub(super) fn limits_here(server: &Server) -> LimitsView {
 }
 
 /// Sets limits of this node.
-pub(super) async fn set_limits_here(server: &Server, limits: SetLimits) -> Result<LimitsView, Fault> {
+pub(super) async fn set_limits_here(
+    server: &Server,
+    client: EndpointId,
+    limits: SetLimits,
+) -> Result<LimitsView, Fault> {
     let SetLimits { peer, up_bytes_per_s, down_bytes_per_s } = limits;
     for rate in [up_bytes_per_s, down_bytes_per_s].into_iter().flatten() {
         if rate < BYTES_PER_S_MIN {
@@ -88,7 +89,12 @@ pub(super) async fn set_limits_here(server: &Server, limits: SetLimits) -> Resul
         let text = "a node sends nothing to itself: name another node as the peer, or none";
         return Err(Fault::new(FaultKind::Conflict, text));
     }
-    let peer = peer.map(|peer| key_of(server, peer)).transpose()?;
-    server.inner.transfers.limit(peer, Rates { up_bytes_per_s, down_bytes_per_s }).await?;
+    let key = peer.map(|peer| key_of(server, peer)).transpose()?;
+    server.inner.transfers.limit(key, Rates { up_bytes_per_s, down_bytes_per_s }).await?;
+    let with = peer.map_or_else(String::new, |peer| format!(" peer={peer}"));
+    let rate = |rate: Option<u64>| rate.map_or_else(|| "none".to_owned(), |rate| format!("{rate}B/s"));
+    let (up, down) = (rate(up_bytes_per_s), rate(down_bytes_per_s));
+    let object = format!("node={}{with} up={up} down={down}", server.inner.me);
+    server.record(client, Deed::LimitTransfers, object);
     Ok(limits_here(server))
 }

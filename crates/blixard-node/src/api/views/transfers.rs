@@ -123,10 +123,12 @@ pub struct QueuedView {
     pub failures: u32,
     /// Why it failed last, until something has come since.
     pub failure: Option<String>,
-    /// What sort of failure that was: `sources`, `damaged`, `no_space`, `manifest` or `storage`.
+    /// What sort of failure that was: `sources`, `damaged`, `no_space`, `manifest`, `storage` or `deadline`.
     pub failure_class: Option<String>,
     /// In how many milliseconds one that failed is tried again; nothing when it is not, or has not failed.
     pub retry_in_ms: Option<u64>,
+    /// In how many milliseconds it is given up, if it is not there by then; nothing without a deadline.
+    pub deadline_in_ms: Option<u64>,
 }
 
 /// What has gone through a node since its process started.

@@ -115,7 +115,7 @@ fn a_failed_one_waits_and_a_new_source_ends_the_wait() {
     let retry_at = now + BACKOFF_MIN;
     assert_eq!((status.state, status.failures), (TransferState::Failed { retry_at: Some(retry_at) }, 1));
     assert_eq!(status.failure, Some(gone()));
-    assert_eq!(queue.next_retry(now), Some(retry_at));
+    assert_eq!(queue.next_due(now), Some(retry_at));
     assert_eq!(start(&mut queue, now), None);
     let (_, manifest) = image(1);
     assert!(!queue.want(id, manifest.clone(), vec![source(1)], Priority::Copy), "nothing is new");
@@ -124,7 +124,7 @@ fn a_failed_one_waits_and_a_new_source_ends_the_wait() {
     let (attempt, order) = queue.start(now).expect("a new source is tried at once");
     assert_eq!(*order.sources.borrow(), [source(2)]);
     queue.ended(id, attempt, Err(gone()), now, 0);
-    assert_eq!(queue.next_retry(now), Some(now + BACKOFF_MIN), "half of twice the first wait");
+    assert_eq!(queue.next_due(now), Some(now + BACKOFF_MIN), "half of twice the first wait");
     assert_eq!(start(&mut queue, now + BACKOFF_MIN), Some(id));
 }
 
@@ -136,7 +136,7 @@ fn what_cannot_become_better_is_tried_again_only_when_somebody_says_so() {
     let wrong = Failure { class: FailureClass::Manifest, reason: "wrong".to_owned() };
     queue.ended(id, attempt, Err(wrong.clone()), now, 0);
     assert_eq!(state(&queue, id), TransferState::Failed { retry_at: None });
-    assert_eq!((queue.next_retry(now), start(&mut queue, now + BACKOFF_MAX * 100)), (None, None));
+    assert_eq!((queue.next_due(now), start(&mut queue, now + BACKOFF_MAX * 100)), (None, None));
     assert_eq!(queue.status(id).and_then(|status| status.failure), Some(wrong));
     queue.resume(id);
     assert_eq!(start(&mut queue, now), Some(id));
@@ -221,4 +221,52 @@ fn only_an_operators_own_request_can_be_cancelled() {
     assert_eq!(queue.status(id).expect("it is known").priority, Priority::Operator);
     assert_eq!(queue.cancel_request(id), Some(Cancelled::Wanted(Priority::Copy)));
     assert_eq!(queue.status(id).expect("it is known").priority, Priority::Copy);
+}
+
+#[test]
+fn what_is_not_here_by_its_deadline_is_given_up_for_good() {
+    let (mut queue, now) = (Queue::new(1, BTreeSet::new()), Instant::now());
+    let until = now + BACKOFF_MAX;
+    let id = want(&mut queue, 1, Priority::Operator);
+    queue.set_deadline(id, Some(until));
+    let (attempt, _) = queue.start(now).expect("it is queued");
+    let before = until - Duration::from_millis(1);
+    assert_eq!((queue.next_due(now), queue.expire(before)), (Some(until), Vec::new()));
+    assert_eq!((queue.expire(until), queue.expire(until)), (vec![id], Vec::new()), "it is told once");
+    queue.ended(id, attempt, Ok(()), until, 0);
+    let status = queue.status(id).expect("whoever asked is to see it");
+    assert_eq!((status.state, status.is_expired), (TransferState::Failed { retry_at: None }, true));
+    assert_eq!(status.failure.map(|failure| failure.class), Some(FailureClass::Deadline));
+    let (_, manifest) = image(1);
+    queue.want(id, manifest, vec![source(2)], Priority::Operator);
+    assert_eq!((start(&mut queue, until + BACKOFF_MAX), queue.next_due(until)), (None, None), "not by a new source");
+    queue.set_deadline(id, None);
+    assert_eq!(start(&mut queue, until), Some(id), "it was asked for anew");
+    assert_eq!(queue.status(id).and_then(|status| status.failure), None);
+}
+
+#[test]
+fn a_paused_one_expires_too_and_resuming_it_ends_that() {
+    let (mut queue, now) = (queue(), Instant::now());
+    let id = want(&mut queue, 1, Priority::Operator);
+    queue.set_deadline(id, Some(now));
+    queue.pause(id);
+    assert_eq!((queue.expire(now), state(&queue, id)), (vec![id], TransferState::Failed { retry_at: None }));
+    queue.resume(id);
+    assert_eq!((queue.expire(now), start(&mut queue, now)), (Vec::new(), Some(id)));
+}
+
+#[test]
+fn what_the_cluster_wants_outlives_a_deadline() {
+    let (mut queue, now) = (queue(), Instant::now());
+    let ids = [1, 2].map(|number| want(&mut queue, number, Priority::Operator));
+    ids.into_iter().for_each(|id| queue.set_deadline(id, Some(now)));
+    want(&mut queue, 1, Priority::Copy);
+    assert_eq!(queue.expire(now), ids);
+    let status = queue.status(ids[0]).expect("it is known");
+    assert_eq!((status.state, status.priority, status.is_requested), (TransferState::Queued, Priority::Copy, false));
+    // The cluster begins to want the other only now.
+    assert_eq!(want(&mut queue, 2, Priority::Copy), ids[1]);
+    assert_eq!((start(&mut queue, now), start(&mut queue, now)), (Some(ids[0]), Some(ids[1])));
+    assert_eq!(queue.cancel_request(ids[1]), Some(Cancelled::Wanted(Priority::Copy)));
 }

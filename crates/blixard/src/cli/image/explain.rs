@@ -138,6 +138,7 @@ mod tests {
             failure: None,
             failure_class: None,
             retry_in_ms: None,
+            deadline_in_ms: None,
         };
         let queue = |node, silent: Option<&str>, transfers| NodeTransfersView {
             node: NodeId(node),

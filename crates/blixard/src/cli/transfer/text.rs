@@ -19,8 +19,14 @@ fn state(queued: &QueuedView) -> &'static str {
     }
 }
 
-/// Why it does not run, or what went wrong before.
+/// Why it does not run, what went wrong before, and when it is given up.
 fn why(queued: &QueuedView) -> String {
+    let deadline = queued.deadline_in_ms.map(|ms| format!("given up in {}", output::span(ms)));
+    let words = [Some(how_it_is(queued)).filter(|words| !words.is_empty()), deadline];
+    words.into_iter().flatten().collect::<Vec<_>>().join("; ")
+}
+
+fn how_it_is(queued: &QueuedView) -> String {
     let failure = queued.failure.clone().unwrap_or_default();
     match (queued.state, queued.retry_in_ms) {
         (QueuedState::Failed, Some(ms)) => format!("{failure} (again in {})", output::span(ms)),
@@ -126,6 +132,7 @@ mod tests {
             failure: None,
             failure_class: None,
             retry_in_ms: None,
+            deadline_in_ms: None,
         }
     }
 
@@ -136,7 +143,10 @@ mod tests {
         assert_eq!(why(&queued(QueuedState::Paused)), "until it is resumed");
         let failed = QueuedView { failure: Some("gone".to_owned()), ..queued(QueuedState::Failed) };
         assert_eq!(why(&failed), "gone (not tried again until it is resumed)");
-        assert_eq!(why(&QueuedView { retry_in_ms: Some(5000), ..failed }), "gone (again in 5s)");
+        assert_eq!(why(&QueuedView { retry_in_ms: Some(5000), ..failed.clone() }), "gone (again in 5s)");
+        let late = |state| why(&QueuedView { deadline_in_ms: Some(90_000), ..queued(state) });
+        assert_eq!(late(QueuedState::Running), "given up in 1m 30s");
+        assert_eq!(late(QueuedState::Queued), "waits for its turn; given up in 1m 30s");
     }
 
     #[test]
