@@ -424,7 +424,7 @@ pub(crate) fn answers() -> Examples {
     let manifest = json!({ "kernel": { "kernel": part, "initrd": part, "root": null, "cmdline": "quiet" } });
     let image = json!({
         "id": KEY, "name": "tiny", "kind": "kernel", "bytes": 10, "manifest": manifest, "holders": [1, 2], "wanted": [3],
-        "used_by": ["web"], "added_at": 3,
+        "used_by": ["web"], "added_at": 3, "boot": { "bytes": 7, "places": 2, "is_whole": true },
     });
     let token =
         json!({ "id": "01".repeat(8), "state": "valid", "uses_left": 1, "expires_at": 2_000, "created_at": 1_000 });

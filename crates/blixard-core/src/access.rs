@@ -111,7 +111,8 @@ impl Change {
             | Self::Note(_)
             | Self::SetDocumentsSecret(_)
             | Self::ReleaseCopy { .. }
-            | Self::RecordDeed { .. } => None,
+            | Self::RecordDeed { .. }
+            | Self::RecordBoot { .. } => None,
         }
     }
 }

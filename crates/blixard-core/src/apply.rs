@@ -105,6 +105,10 @@ impl State {
                 limits::deed(*deed, object)?;
                 Ok(Answer::Done)
             }
+            Change::RecordBoot { image, node, record } => {
+                own_word(by, *node)?;
+                self.record_boot(*image, record)
+            }
         }
     }
 

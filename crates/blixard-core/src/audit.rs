@@ -243,7 +243,8 @@ impl State {
             | Change::ForgetVm { .. }
             | Change::Note(_)
             | Change::SetDocumentsSecret(_)
-            | Change::ReleaseCopy { .. } => return None,
+            | Change::ReleaseCopy { .. }
+            | Change::RecordBoot { .. } => return None,
         })
     }
 }

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::boot;
 use crate::limits::{
     self, ANSWERED_MAX, CLIENTS_MAX, EVENTS_MAX, IMAGES_MAX, NODES_MAX, REMOVED_MAX, TOKENS_MAX, VMS_MAX,
 };
@@ -49,6 +50,11 @@ impl State {
         self.images.iter().try_for_each(|(id, image)| {
             ensure(*id == image.id, || format!("image {id} has two ids"))?;
             self.check_image(image)
+        })?;
+        self.boots.iter().try_for_each(|(id, record)| {
+            let image =
+                self.images.get(id).ok_or_else(|| format!("a boot of image {id} is recorded, which is gone"))?;
+            boot::check(record, image).map_err(|broken| format!("the boot of image {}: {broken}", image.name))
         })?;
         let names: BTreeSet<_> = self.vms.values().map(|vm| &vm.name).collect();
         ensure(names.len() == self.vms.len(), || "two vms have one name".into())?;

@@ -6,8 +6,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Client, ClusterId, ContentHash, Deed, DocumentsSecret, EndpointId, Image, ImageId, Node, NodeId, Note, Observed,
-    Rejection, RequestId, SecretHash, Settings, Token, TokenId, UnixMs, VmId, VmName, VmSpec,
+    BootRecord, Client, ClusterId, ContentHash, Deed, DocumentsSecret, EndpointId, Image, ImageId, Node, NodeId, Note,
+    Observed, Rejection, RequestId, SecretHash, Settings, Token, TokenId, UnixMs, VmId, VmName, VmSpec,
 };
 
 /// Who asked for a change.
@@ -186,6 +186,15 @@ pub enum Change {
         deed: Deed,
         /// Of what.
         object: String,
+    },
+    /// A node has seen what a boot reads of an image. What is there already stays, unless that was cut short.
+    RecordBoot {
+        /// The image.
+        image: ImageId,
+        /// The node that reports.
+        node: NodeId,
+        /// What it saw.
+        record: BootRecord,
     },
 }
 

@@ -9,6 +9,7 @@
 mod access;
 mod apply;
 mod audit;
+mod boot;
 mod cache;
 mod check;
 pub mod chunks;
@@ -30,6 +31,7 @@ mod vm;
 
 pub use access::{Client, ClientRole, ParseRoleError, Token};
 pub use audit::{AUDIT_MAX, Audit, AuditEntry, Deed};
+pub use boot::{BootRecord, ByteRange};
 pub use cache::{Cached, KeepReason};
 pub use command::{Actor, Answer, Change, Command, DecodeError, Outcome, RequestKey};
 pub use copies::COPY_LOST_AFTER_MS;

@@ -24,6 +24,11 @@ pub const TOKENS_MAX: usize = 256;
 pub const CLIENTS_MAX: usize = 1024;
 /// Images in the catalog.
 pub const IMAGES_MAX: usize = 10_000;
+/// Ranges in the record of what a boot reads of an image: what a disk is asked for while it boots lies in some hundred places, and
+/// records of all images then take some 25 MiB of a snapshot at most.
+pub const BOOT_RANGES_MAX: usize = 256;
+/// What a recorded boot read, in bytes: a desktop reads less than half of it until somebody can log in.
+pub const BOOT_BYTES_MAX: u64 = 256 << 20;
 /// Vms: at a few hundred bytes each a snapshot stays below a hundred megabytes.
 pub const VMS_MAX: usize = 100_000;
 

@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 pub use ages::Ages;
 
-use crate::{Change, ImageId, NodeId, State, UnixMs, VmId};
+use crate::{BootRecord, Change, ImageId, NodeId, State, UnixMs, VmId};
 
 /// What an agent finds on its host.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -37,6 +37,8 @@ pub struct LocalView {
     pub bootable: BTreeSet<ImageId>,
     /// The vms that run and read their image as it comes.
     pub lazy: BTreeSet<VmId>,
+    /// What was seen here of boots of images.
+    pub boots: BTreeMap<ImageId, BootRecord>,
 }
 
 /// A vm on this host.

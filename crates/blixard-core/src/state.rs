@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::{decode, encode};
 use crate::{
-    Audit, Client, ClusterId, DecodeError, DocumentsSecret, EndpointId, History, Image, ImageId, ImageName, Node,
-    NodeId, Outcome, RequestKey, Resources, Settings, Token, TokenId, Vm, VmId, VmName,
+    Audit, BootRecord, Client, ClusterId, DecodeError, DocumentsSecret, EndpointId, History, Image, ImageId, ImageName,
+    Node, NodeId, Outcome, RequestKey, Resources, Settings, Token, TokenId, Vm, VmId, VmName,
 };
 
 /// Everything the cluster has agreed on.
@@ -35,6 +35,8 @@ pub struct State {
     pub audit: Audit,
     /// What lets members find and write the documents; nothing until the founding is complete. It leaves the state by no view.
     pub documents_secret: Option<DocumentsSecret>,
+    /// What a boot reads of images, as far as it was seen.
+    pub boots: BTreeMap<ImageId, BootRecord>,
     /// What happened. The last field: [`State::digest`] leaves it out.
     pub history: History,
 }

@@ -455,7 +455,7 @@ fn a_change_is_for_those_whose_role_allows_it() {
     let operator = ["AddImage", "DeleteImage", "CreateVm", "StartVm", "StopVm", "RestartVm", "DeleteVm"];
     let told =
         ["AdmitNode", "UpdateNode", "WantCopy", "ReportCopy", "ReleaseCopy", "PlaceVm", "ReportVm", "ForgetVm", "Note"];
-    let nodes_only = [&["InitCluster", "SetDocumentsSecret", "RecordDeed"][..], &told].concat();
+    let nodes_only = [&["InitCluster", "SetDocumentsSecret", "RecordDeed", "RecordBoot"][..], &told].concat();
     let mut runner = TestRunner::deterministic();
     let mut seen = BTreeSet::new();
     for _ in 0..2_000 {

@@ -168,7 +168,8 @@ proptest! {
             let is_kept = match &command.change {
                 Change::UpdateNode(_) | Change::WantCopy { .. } | Change::ReportCopy { .. } | Change::PlaceVm { .. }
                 | Change::ReportVm { .. } | Change::ForgetVm { .. } | Change::Note(_)
-                | Change::SetDocumentsSecret(_) | Change::ReleaseCopy { .. } => false,
+                | Change::SetDocumentsSecret(_) | Change::ReleaseCopy { .. }
+                | Change::RecordBoot { .. } => false,
                 Change::AdmitNode { .. } => before.nodes.len() < state.nodes.len(),
                 Change::RecordDeed { .. } => outcome.is_ok(),
                 _ => true,

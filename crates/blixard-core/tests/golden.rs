@@ -11,8 +11,9 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use blixard_core::{
-    Actor, BlobHash, Change, Client, ClientRole, ClusterId, Command, ConfigFile, Deed, DocumentsSecret, NodeId, Note,
-    Observed, Phase, RestartPolicy, SecretHash, Seed, Settings, State, Strategy, Token, TokenId, UnixMs, VmId, VmSpec,
+    Actor, BlobHash, BootRecord, ByteRange, Change, Client, ClientRole, ClusterId, Command, ConfigFile, Deed,
+    DocumentsSecret, NodeId, Note, Observed, Phase, RestartPolicy, SecretHash, Seed, Settings, State, Strategy, Token,
+    TokenId, UnixMs, VmId, VmSpec,
 };
 use plausible::{USER, endpoint, image, manifest, node, prelude, request_key, spec, vm_id};
 
@@ -70,6 +71,10 @@ fn full_spec() -> VmSpec {
     }
 }
 
+fn boot() -> BootRecord {
+    BootRecord { ranges: [(512, 1000), (0, 16)].map(|(start, end)| ByteRange { start, end }).into(), is_whole: true }
+}
+
 /// One of each change. The match below keeps the list whole.
 fn changes() -> Vec<(&'static str, Change)> {
     let (id, image_id, member) = (vm_id(5), manifest(2).id(), NodeId(300));
@@ -111,6 +116,7 @@ fn changes() -> Vec<(&'static str, Change)> {
         Change::SetDocumentsSecret(DocumentsSecret([8; 32])),
         Change::ReleaseCopy { image: image_id, node: member },
         Change::RecordDeed { node: member, client: USER, deed: Deed::PauseTransfer, object: "big on node 300".into() },
+        Change::RecordBoot { image: image_id, node: member, record: boot() },
     ];
     all.into_iter().map(|change| (file_of(&change), change)).collect()
 }
@@ -143,6 +149,7 @@ fn file_of(change: &Change) -> &'static str {
         Change::SetDocumentsSecret(_) => "set_documents_secret",
         Change::ReleaseCopy { .. } => "release_copy",
         Change::RecordDeed { .. } => "record_deed",
+        Change::RecordBoot { .. } => "record_boot",
     }
 }
 
@@ -199,6 +206,7 @@ fn full_state() -> State {
     apply(first, Change::Note(Note::Voters([NodeId(1), NodeId(2)].into())));
     apply(first, Change::Note(Note::Lost(NodeId(2))));
     apply(first, Change::SetDocumentsSecret(DocumentsSecret([8; 32])));
+    apply(first, Change::RecordBoot { image: manifest(0).id(), node: NodeId(1), record: boot() });
     state
 }
 
@@ -209,7 +217,7 @@ fn the_whole_state_keeps_its_encoding() {
     let parts = [state.nodes.len(), state.removed.len(), state.tokens.len(), state.images.len(), state.vms.len()];
     assert_eq!(parts, [2, 1, 2, 3, 2]);
     assert!(state.answered.iter().any(|(_, outcome)| outcome.is_err()));
-    assert!(state.vms[&vm_id(1)].observed.is_some());
+    assert!(state.vms[&vm_id(1)].observed.is_some() && state.boots.len() == 1);
     assert!(state.audit.entries.iter().any(|entry| entry.rejection.is_some()) && state.audit.entries.len() > 5);
     assert!(state.history.events.len() > 10 && state.history.leader.is_some() && !state.history.lost.is_empty());
     check("state", &state.encode());

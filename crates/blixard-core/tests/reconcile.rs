@@ -122,7 +122,7 @@ fn a_lazy_vm_starts_before_its_image_is_whole_and_is_settled_when_it_is() {
         let lazy = found.iter().map(|_| id).collect();
         let bootable = bootable.then_some(image).into_iter().collect();
         let vms = found.into_iter().map(|vm| (id, vm)).collect();
-        let view = LocalView { vms, images: [(image, here)].into(), bootable, lazy };
+        let view = LocalView { vms, images: [(image, here)].into(), bootable, lazy, ..LocalView::default() };
         reconcile(ME, state, &view, UnixMs(NOW))
     };
     let fetching = |failure: Option<&str>| LocalImage::Fetching { urgent: true, failure: failure.map(str::to_owned) };

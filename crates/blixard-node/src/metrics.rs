@@ -49,6 +49,11 @@ fn launch_times() -> Histogram {
     Histogram::new(exponential_buckets(0.01, 2.0, 14))
 }
 
+/// 1 ms to 131 s: a guest's read that waits, until it is given up with the setting as it comes.
+fn read_times() -> Histogram {
+    Histogram::new(exponential_buckets(0.001, 2.0, 18))
+}
+
 /// 1 to 1024 entries, the largest group there is.
 fn group_sizes() -> Histogram {
     Histogram::new(exponential_buckets(1.0, 2.0, 11))
@@ -154,6 +159,10 @@ pub(crate) struct Metrics {
     pub(crate) store_alive: Gauge,
     /// Whether the blob store frees what nothing keeps. Once that has failed, only a restart brings it back.
     pub(crate) store_collects: Gauge,
+    /// Reads of guests whose image is on its way, by whether what they read was here.
+    pub(crate) lazy_reads: Counters<1>,
+    /// How long those waited that had to.
+    pub(crate) lazy_waits: Histogram,
     /// Comparisons of a document with another member that this node began, by outcome.
     pub(crate) document_syncs: Counters<1>,
     /// Values that documents name and that have not come to this node yet.
@@ -347,6 +356,17 @@ impl Default for Metrics {
             ),
             store_alive: book.enter("store_alive", "Whether the blob store works", well),
             store_collects: book.enter("store_collects", "Whether the blob store frees what nothing keeps", collects),
+            lazy_reads: book.states(
+                "lazy_reads",
+                "Reads of guests whose image is on its way, by whether what they read was here, came in time, or did not",
+                "content",
+                &["here", "waited", "failed"],
+            ),
+            lazy_waits: book.times(
+                "lazy_read_wait",
+                "Time that reads of guests waited for content which was not here and came",
+                read_times(),
+            ),
             document_syncs: book.outcomes(
                 "document_syncs",
                 "Comparisons of a document with another member that this node began, by outcome",

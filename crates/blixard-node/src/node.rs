@@ -158,7 +158,7 @@ impl Node {
         let shares = Shares::open(&data.join(SHARES_FILE), images.clone(), metrics.clone()).await?;
         let driver = driver(&config, &data)?;
         let patience = Duration::from_secs(config.lazy.patience_s.into());
-        let disks = LazyDisks::open(&data.join(LAZY_DIR), images.clone(), patience)?;
+        let disks = LazyDisks::open(&data.join(LAZY_DIR), images.clone(), patience, metrics.clone())?;
         let hands = Hands { images: images.clone(), transfers: transfers.clone(), disks, driver: driver.clone() };
         let agent = Agent::new(config.id, raft.clone(), hands, metrics.clone());
         let served = Served {
@@ -186,6 +186,7 @@ impl Node {
                 metrics: metrics.clone(),
                 sent_bytes: limits.moved_bytes(Direction::Up).clone(),
                 received_bytes: limits.moved_bytes(Direction::Down).clone(),
+                received_why: images.received_why().clone(),
             };
             move || http::run(listener.clone(), stages.clone(), contacts.clone(), seen.clone())
         });

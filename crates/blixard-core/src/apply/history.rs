@@ -75,7 +75,8 @@ impl State {
             | Change::UpdateNode(_)
             | Change::GrantClient(_)
             | Change::SetDocumentsSecret(_)
-            | Change::RecordDeed { .. } => Vec::new(),
+            | Change::RecordDeed { .. }
+            | Change::RecordBoot { .. } => Vec::new(),
         }
     }
 

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
+use crate::boot;
 use crate::limits::{self, IMAGES_MAX, listed, room_for_one};
-use crate::{Answer, Image, ImageId, NodeId, Outcome, Rejection, State, UnixMs};
+use crate::{Answer, BootRecord, Image, ImageId, NodeId, Outcome, Rejection, State, UnixMs};
 
 impl State {
     /// The same content under the same name is one image, however often it is imported: its holders are added up.
@@ -40,6 +41,7 @@ impl State {
             return Err(Rejection::ImageInUse { image: image.name.clone(), vms });
         }
         self.images.remove(&id);
+        self.boots.remove(&id);
         Ok(Answer::Done)
     }
 
@@ -76,6 +78,15 @@ impl State {
             image.holders.insert(node);
         } else {
             image.holders.remove(&node);
+        }
+        Ok(Answer::Done)
+    }
+
+    /// Two nodes may see a boot at the same time: the second is answered as if it had come first.
+    pub(super) fn record_boot(&mut self, id: ImageId, record: &BootRecord) -> Outcome {
+        boot::check(record, self.images.get(&id).ok_or(Rejection::UnknownImage)?)?;
+        if self.wants_boot(id, record) {
+            self.boots.insert(id, record.clone());
         }
         Ok(Answer::Done)
     }

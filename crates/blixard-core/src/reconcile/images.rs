@@ -28,6 +28,9 @@ pub(super) fn reconcile(me: NodeId, state: &State, local: &LocalView, needs: &Ne
         if !is_told && present != image.holders.contains(&me) {
             plan.push(Action::Propose(Change::ReportCopy { image: id, node: me, present }));
         }
+        if let Some(record) = local.boots.get(&id).filter(|record| state.wants_boot(id, record)) {
+            plan.push(Action::Propose(Change::RecordBoot { image: id, node: me, record: record.clone() }));
+        }
         let urgent = needs.get(&id).copied();
         if urgent.is_none() && !image.wanted.contains(&me) {
             continue;

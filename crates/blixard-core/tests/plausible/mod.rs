@@ -7,10 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use blixard_core::{
-    Actor, BlobHash, Capacity, Change, Client, ClientRole, ClusterId, Command, ContentHash, Deed, DiskFormat, DiskPart,
-    DocumentsSecret, EndpointId, Image, ImageId, Manifest, Node, NodeId, Note, Observed, Part, Phase, Power, Protocol,
-    PublishedPort, RequestId, RequestKey, Resources, RestartPolicy, SecretHash, Seed, Settings, State,
-    Strategy as Placing, Token, TokenId, UnixMs, VmId, VmSpec,
+    Actor, BlobHash, BootRecord, ByteRange, Capacity, Change, Client, ClientRole, ClusterId, Command, ContentHash,
+    Deed, DiskFormat, DiskPart, DocumentsSecret, EndpointId, Image, ImageId, Manifest, Node, NodeId, Note, Observed,
+    Part, Phase, Power, Protocol, PublishedPort, RequestId, RequestKey, Resources, RestartPolicy, SecretHash, Seed,
+    Settings, State, Strategy as Placing, Token, TokenId, UnixMs, VmId, VmSpec,
 };
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option;
@@ -180,7 +180,8 @@ fn ground(change: &mut Change, by: &mut Actor, state: &State) {
         Change::DeleteImage(image) => known_image(image),
         Change::WantCopy { image, node }
         | Change::ReportCopy { image, node, .. }
-        | Change::ReleaseCopy { image, node } => {
+        | Change::ReleaseCopy { image, node }
+        | Change::RecordBoot { image, node, .. } => {
             known_image(image);
             member(node);
             *by = Actor::Node(*node);
@@ -440,6 +441,12 @@ fn deed() -> impl Strategy<Value = Change> {
     })
 }
 
+/// Disks of the pool have a thousand bytes: some of these lie beyond, and some overlap.
+fn boot() -> impl Strategy<Value = BootRecord> {
+    let range = (0_u64..1100, 0_u64..200).prop_map(|(start, bytes)| ByteRange { start, end: start + bytes });
+    (vec(range, 0..4), any::<bool>()).prop_map(|(ranges, is_whole)| BootRecord { ranges, is_whole })
+}
+
 pub(crate) fn change() -> impl Strategy<Value = Change> {
     let shown = option::weighted(0.9, (1_u8..4, secret()));
     let shown = shown.prop_map(|shown| shown.map(|(id, secret)| (TokenId([id; 8]), SecretHash([secret; 32]))));
@@ -460,6 +467,7 @@ pub(crate) fn change() -> impl Strategy<Value = Change> {
         4 => (any_image(), node_id(), proptest::bool::weighted(0.8))
             .prop_map(|(image, node, present)| Change::ReportCopy { image, node, present }),
         3 => (any_image(), node_id()).prop_map(|(image, node)| Change::ReleaseCopy { image, node }),
+        3 => (any_image(), node_id(), boot()).prop_map(|(image, node, record)| Change::RecordBoot { image, node, record }),
         10 => (any_vm(), 1_u8..8, any_spec(), any::<bool>()).prop_map(|(id, name, spec, start)| {
             Change::CreateVm { id, name: format!("vm-{name}").parse().expect("a vm name"), spec, start }
         }),

@@ -1,9 +1,9 @@
 //! Vms that boot before their image is here as a whole.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use blixard_core::{ImageId, LocalView, LocalVmState, Manifest, Order, Power, VmId};
+use blixard_core::{BootRecord, ImageId, LocalView, LocalVmState, Manifest, NodeId, Order, Power, State, VmId};
 
 use super::Agent;
 use crate::images::Wanted;
@@ -20,16 +20,65 @@ pub(super) struct Booting {
     _waking: Tied,
 }
 
+/// What is fetched of an image before the rest.
+pub(super) struct ReadAhead {
+    record: BootRecord,
+    _wanted: Wanted,
+}
+
+/// The manifest of an image on which a lazy vm of this node is to run.
+fn booted_lazily(state: &State, me: NodeId, image: ImageId) -> Option<&Manifest> {
+    let manifest = &state.images.get(&image)?.manifest;
+    let mut here = state.vms_on(me);
+    let is_booted = here.any(|vm| vm.spec.image == image && vm.desired.power == Power::On && vm.spec.is_lazy(manifest));
+    is_booted.then_some(manifest)
+}
+
 impl Agent {
+    /// Has what a boot is known to read of an image on its way come before the rest, when a lazy vm boots from it here.
+    pub(super) fn look_ahead(&self, image: ImageId) {
+        let mut desk = self.desk();
+        let known = desk.ahead.get(&image).map(|ahead| &ahead.record);
+        let found = self.inner.raft.read(|state| {
+            let manifest = booted_lazily(state, self.inner.me, image)?;
+            let (disk, record) = (manifest.disk()?, state.boots.get(&image)?);
+            Some((known != Some(record)).then(|| (disk.part.hash, record.clone())))
+        });
+        match found {
+            None => drop(desk.ahead.remove(&image)),
+            Some(None) => {}
+            Some(Some((disk, record))) => {
+                tracing::info!(image = %image.short(), bytes = record.bytes(), "what its boot reads is fetched first");
+                let wanted = self.inner.images.want_ahead(disk, &record.ranges);
+                desk.ahead.insert(image, ReadAhead { record, _wanted: wanted });
+            }
+        }
+    }
+
+    /// What was seen here of boots of images and that the cluster has a use for.
+    pub(super) fn boots_seen(&self) -> BTreeMap<ImageId, BootRecord> {
+        let seen = self.inner.disks.boots();
+        if seen.is_empty() {
+            return BTreeMap::new();
+        }
+        let (boots, blobs) = self.inner.raft.read(|state| {
+            let (mut boots, mut blobs) = (BTreeMap::new(), BTreeSet::new());
+            for image in state.images.values() {
+                let Some(disk) = image.manifest.disk() else { continue };
+                if let Some(record) = seen.get(&disk.part.hash).filter(|record| state.wants_boot(image.id, record)) {
+                    boots.insert(image.id, record.clone());
+                    blobs.insert(disk.part.hash);
+                }
+            }
+            (boots, blobs)
+        });
+        self.inner.disks.forget_boots(|blob| blobs.contains(&blob));
+        boots
+    }
+
     /// Whether a lazy vm can be started on an image that is on its way. What one waits for is asked for ahead of the rest.
     pub(super) async fn look_at_beginning(&self, image: ImageId) -> bool {
-        let manifest = self.inner.raft.read(|state| {
-            let manifest = &state.images.get(&image)?.manifest;
-            let mut here = state.vms_on(self.inner.me);
-            let is_waited_for =
-                here.any(|vm| vm.spec.image == image && vm.desired.power == Power::On && vm.spec.is_lazy(manifest));
-            is_waited_for.then(|| manifest.clone())
-        });
+        let manifest = self.inner.raft.read(|state| booted_lazily(state, self.inner.me, image).cloned());
         let Some(manifest) = manifest else {
             self.desk().booting.remove(&image);
             return false;

@@ -102,6 +102,8 @@ struct Desk {
     stopping: BTreeMap<VmId, UnixMs>,
     /// Images of which lazy vms wait for what they need to start.
     booting: BTreeMap<ImageId, lazily::Booting>,
+    /// What is fetched first of images on which lazy vms boot, as a boot was seen to read it.
+    ahead: BTreeMap<ImageId, lazily::ReadAhead>,
     /// When a guest was last to be changed over to the file of its image.
     settled: BTreeMap<VmId, Instant>,
     /// How long vms have been as they are.

@@ -4,7 +4,7 @@ use anyhow::Context;
 use blixard_core::{LocalImage, LocalView, LocalVm, LocalVmState, UnixMs, VmId};
 use blixard_hypervisor::{ExitReason, ObservedVm, VmState};
 
-use super::Agent;
+use super::{Agent, Desk};
 use crate::clock;
 use crate::transfers::{Priority, TransferState, TransferStatus};
 
@@ -85,6 +85,7 @@ impl Agent {
             }
         }
         self.observe_images(&mut view).await.context("look at the images on this host")?;
+        view.boots = self.boots_seen();
         let mut desk = self.desk();
         // A launch that failed counts until something newer is there for the vm.
         desk.launch_failures.retain(|id, failure| {
@@ -119,6 +120,8 @@ impl Agent {
             let mut desk = self.desk();
             desk.complete.retain(|image| kept.contains(image));
             desk.booting.retain(|image, _| kept.contains(image));
+            let Desk { ahead, complete, .. } = &mut *desk;
+            ahead.retain(|image, _| kept.contains(image) && !complete.contains(image));
             desk.importing.clone()
         };
         for image in kept {
@@ -131,6 +134,7 @@ impl Agent {
                 Some(status) if !status.is_expired => {
                     self.refresh_sources(image, status.priority);
                     let urgent = status.priority == Priority::VmWaiting;
+                    self.look_ahead(image);
                     if self.look_at_beginning(image).await {
                         view.bootable.insert(image);
                     }

@@ -253,6 +253,20 @@ pub struct ImageView {
     pub used_by: Vec<VmName>,
     /// When it was added.
     pub added_at: UnixMs,
+    /// What a boot reads of its disk, once that was seen on a node where it was read as it came.
+    #[serde(default)]
+    pub boot: Option<BootView>,
+}
+
+/// What a boot reads of an image's disk: it is fetched first where another lazy vm boots from the image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+pub struct BootView {
+    /// How much, in bytes.
+    pub bytes: u64,
+    /// In how many places.
+    pub places: usize,
+    /// Whether the boot was seen to its end. What is known of one that was not goes when more is known.
+    pub is_whole: bool,
 }
 
 /// Asks for a vm.

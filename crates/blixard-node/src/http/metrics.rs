@@ -156,6 +156,8 @@ fn content(now: &mut Registry, seen: &Seen, me: NodeId, nodes: &BTreeMap<blixard
     }
     let help = "Image content that went between this node and each of the others; sent, with the hashes that prove it";
     now.register_with_unit("image_moved", help, Unit::Bytes, family);
+    let help = "Image content received, by whether somebody waited for it, a boot was known to read it, or neither";
+    now.register_with_unit("image_received", help, Unit::Bytes, seen.received_why.clone());
 }
 
 fn of_process(registry: &mut Registry) {

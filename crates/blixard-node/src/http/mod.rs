@@ -25,7 +25,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::api::bootstrap::Bootstrap;
 use crate::config::HTTP_PORT_OFFSET;
-use crate::metrics::{Metrics, PeerBytes};
+use crate::metrics::{Counters, Metrics, PeerBytes};
 use crate::raft::Raft;
 use crate::transport::Transport;
 use places::Callers;
@@ -64,6 +64,8 @@ pub(crate) struct Seen {
     /// Image content sent to and received from each peer.
     pub(crate) sent_bytes: Arc<PeerBytes>,
     pub(crate) received_bytes: Arc<PeerBytes>,
+    /// What was received, by why it was fetched when it was.
+    pub(crate) received_why: Counters<1>,
 }
 
 /// Opens the door.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use blixard_core::{BlobHash, Manifest, Part};
+use blixard_core::{BlobHash, ByteRange, Manifest, Part};
 use futures::StreamExt;
 use iroh_blobs::Hash;
 use iroh_blobs::api::blobs::EncodedItem;
@@ -56,10 +56,27 @@ pub(super) struct Demand {
     pub(super) bytes: Range<u64>,
 }
 
-/// What is waited for on this node, first come first served. Cheap to clone.
+/// Ranges of a blob that somebody is likely to wait for soon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Ahead {
+    pub(super) number: u64,
+    pub(super) blob: BlobHash,
+    /// What comes first is likely to be waited for first.
+    pub(super) ranges: Arc<[ByteRange]>,
+}
+
+/// What is to be fetched before the rest.
+#[derive(Debug, Default)]
+pub(super) struct Wishes {
+    /// What is waited for, first come first served.
+    pub(super) waited: Vec<Demand>,
+    pub(super) ahead: Vec<Ahead>,
+}
+
+/// What is to be fetched before the rest on this node. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Demands {
-    list: watch::Sender<Vec<Demand>>,
+    wishes: watch::Sender<Wishes>,
     last_number: Arc<AtomicU64>,
     reads: Arc<Semaphore>,
 }
@@ -67,22 +84,26 @@ pub(super) struct Demands {
 impl Demands {
     pub(super) fn new() -> Self {
         let reads = Arc::new(Semaphore::new(READS_MAX));
-        Self { list: watch::Sender::default(), last_number: Arc::default(), reads }
+        Self { wishes: watch::Sender::default(), last_number: Arc::default(), reads }
     }
 
     /// Tells of what is added from now on.
-    pub(super) fn watch(&self) -> watch::Receiver<Vec<Demand>> {
-        self.list.subscribe()
+    pub(super) fn watch(&self) -> watch::Receiver<Wishes> {
+        self.wishes.subscribe()
     }
 
     fn add(&self, blob: BlobHash, bytes: Range<u64>) -> Wanted {
-        let number = self.last_number.fetch_add(1, Ordering::Relaxed);
-        self.list.send_modify(|list| list.push(Demand { number, blob, bytes }));
+        let number = self.next_number();
+        self.wishes.send_modify(|wishes| wishes.waited.push(Demand { number, blob, bytes }));
         Wanted { demands: self.clone(), number }
+    }
+
+    fn next_number(&self) -> u64 {
+        self.last_number.fetch_add(1, Ordering::Relaxed)
     }
 }
 
-/// Something that is waited for, until this is dropped.
+/// Something that is to come before the rest, until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Wanted {
     demands: Demands,
@@ -93,8 +114,9 @@ impl Drop for Wanted {
     fn drop(&mut self) {
         let number = self.number;
         // Nobody needs to hear of this: what is no longer waited for is most often here.
-        self.demands.list.send_if_modified(|list| {
-            list.retain(|demand| demand.number != number);
+        self.demands.wishes.send_if_modified(|wishes| {
+            wishes.waited.retain(|demand| demand.number != number);
+            wishes.ahead.retain(|ahead| ahead.number != number);
             false
         });
     }
@@ -140,6 +162,15 @@ impl Images {
         wanted
     }
 
+    /// Asks for what a guest is likely to read of a blob, in this order, after all that is waited for and before the rest, until the
+    /// answer is dropped.
+    pub(crate) fn want_ahead(&self, blob: BlobHash, ranges: &[ByteRange]) -> Wanted {
+        let demands = &self.inner.demands;
+        let number = demands.next_number();
+        demands.wishes.send_modify(|wishes| wishes.ahead.push(Ahead { number, blob, ranges: ranges.into() }));
+        Wanted { demands: demands.clone(), number }
+    }
+
     /// Whether so much of an image is here that a guest can be started which reads the rest as it comes: all but the disk, and
     /// the beginning of that.
     ///
@@ -175,6 +206,11 @@ impl Arriving {
         self.part.bytes
     }
 
+    /// Whether all of a range is here.
+    pub(crate) fn has(&self, range: &Range<u64>) -> bool {
+        range.is_empty() || self.present.borrow().is_superset(&ChunkRanges::bytes(range.clone()))
+    }
+
     /// Reads a range within the blob, waiting for it if it has to come first.
     ///
     /// # Errors
@@ -185,8 +221,7 @@ impl Arriving {
         }
         let chunks = ChunkRanges::bytes(range.clone());
         let mut present = self.present.clone();
-        let is_here = present.borrow().is_superset(&chunks);
-        if !is_here {
+        if !self.has(&range) {
             let window = self.window(&range);
             let _wanted = self.images.inner.demands.add(self.part.hash, window);
             let came = timeout(patience, present.wait_for(|present| present.is_superset(&chunks))).await;

@@ -185,7 +185,7 @@ impl Images {
             let is_unproven = |demand: &&Demand| {
                 demand.blob == local.blob.hash && !local.ranges.is_disjoint(&ChunkRanges::bytes(demand.bytes.clone()))
             };
-            let windows: Vec<_> = demands.borrow_and_update().iter().filter(is_unproven).map(window).collect();
+            let windows: Vec<_> = demands.borrow_and_update().waited.iter().filter(is_unproven).map(window).collect();
             if !windows.is_empty() {
                 return union(&windows);
             }

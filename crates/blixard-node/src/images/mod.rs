@@ -59,7 +59,9 @@ use iroh_blobs::store::{GcConfig, fs::options::PathOptions};
 
 use crate::config::CacheMax;
 use crate::damage::check_database;
+use crate::metrics::Counters;
 use crate::transport::{Handler, Transport};
+use plan::Why;
 
 pub(crate) use demand::{Arriving, Wanted};
 pub(crate) use fetch::{FetchError, Progress};
@@ -128,6 +130,7 @@ struct Inner {
     standings: Standings,
     limits: Limits,
     demands: Demands,
+    received_why: Counters<1>,
     uses: Uses,
     /// How much of the disk images may take.
     max: CacheMax,
@@ -188,8 +191,22 @@ impl Images {
         let imports = Imports::new(files.temp_path.clone());
         let (standings, limits) = (Standings::default(), Limits::none());
         let (demands, coming) = (Demands::new(), Coming::default());
-        let inner =
-            Inner { store, files, transport, collector, imports, standings, limits, demands, uses, max, coming };
+        let received_why = Counters::default();
+        Why::ALL.iter().for_each(|why| drop(received_why.get_or_create(&why.label())));
+        let inner = Inner {
+            store,
+            files,
+            transport,
+            collector,
+            imports,
+            standings,
+            limits,
+            demands,
+            received_why,
+            uses,
+            max,
+            coming,
+        };
         let images = Self { inner: Arc::new(inner) };
         images.remove_leftovers().await.with_context(|| format!("tidy the blob store in {}", dir.display()))?;
         Ok(images)
@@ -261,6 +278,11 @@ impl Images {
     /// How well other nodes have served this one since it started, by their keys.
     pub(crate) fn standings(&self) -> BTreeMap<EndpointId, Standing> {
         self.inner.standings.all()
+    }
+
+    /// Bytes of content received, by why they were fetched when they were.
+    pub(crate) fn received_why(&self) -> &Counters<1> {
+        &self.inner.received_why
     }
 
     /// Removes at once what no image keeps, and returns when that is done.

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::holders::Source;
-use super::plan::Order;
+use super::plan::{Order, Why};
 use super::workers::{Failure, Job, STALL_TIMEOUT};
 use super::{Direction, FetchError};
 
@@ -27,8 +27,16 @@ impl Job {
     pub(super) async fn fetch_order(self: &Arc<Self>, source: &Source, order: Order) -> Result<(), Failure> {
         let hold = Hold::new(self, order.number);
         let from = source.holder.endpoint;
-        let mut received =
-            Received { job: self, order: order.number, is_asked: false, bytes: 0, told_bytes: 0, moved_bytes: 0, from };
+        let mut received = Received {
+            job: self,
+            order: order.number,
+            why: order.why,
+            is_asked: false,
+            bytes: 0,
+            told_bytes: 0,
+            moved_bytes: 0,
+            from,
+        };
         let result = match self.images.check_space(order.bytes()).await {
             Ok(()) => tokio::select! {
                 result = self.request(source, &order, &mut received) => result.map(|()| true),
@@ -121,6 +129,7 @@ fn failure(source: &Source, error: &GetError) -> Failure {
 struct Received<'a> {
     job: &'a Job,
     order: u64,
+    why: Why,
     is_asked: bool,
     bytes: u64,
     told_bytes: u64,
@@ -140,6 +149,7 @@ impl Received<'_> {
     fn tell(&mut self) {
         let more = self.bytes - self.told_bytes;
         self.told_bytes = self.bytes;
+        self.job.images.received_why().get_or_create(&self.why.label()).inc_by(more);
         self.job.plan().received(self.order, self.bytes, self.job.now_ms());
         self.job.progress.send_modify(|progress| {
             progress.bytes_done += more;

@@ -2,10 +2,7 @@
 
 use iroh_blobs::protocol::{ChunkRanges, ChunkRangesExt};
 
-use super::plan::Order;
-
-/// What is hashed as one; ranges are counted in these.
-const CHUNK_BYTES: u64 = 1024;
+use super::plan::{CHUNK_BYTES, Order};
 
 impl Order {
     /// Takes off the beginning, of at most so many bytes; nothing when nothing is left.
@@ -26,13 +23,15 @@ mod tests {
     use blixard_core::BlobHash;
     use iroh_blobs::protocol::GetRequest;
 
+    use super::super::plan::Why;
     use super::*;
 
     #[test]
     fn slices_are_no_longer_than_allowed_and_make_up_the_order() {
         const KIB: u64 = 1024;
         let missing = ChunkRanges::bytes(32 * KIB..96 * KIB) | ChunkRanges::bytes(160 * KIB..300 * KIB + 7);
-        let all = Order { number: 1, hash: BlobHash([1; 32]), blob_bytes: 300 * KIB + 7, ranges: missing };
+        let all =
+            Order { number: 1, hash: BlobHash([1; 32]), blob_bytes: 300 * KIB + 7, ranges: missing, why: Why::Rest };
         let cut = |bytes_max| {
             let mut rest = all.clone();
             std::iter::from_fn(|| rest.take_slice(bytes_max)).collect::<Vec<_>>()

@@ -1,6 +1,7 @@
 //! Nodes of a few lines: a real endpoint on loopback, a real store in a directory of its own.
 #![allow(clippy::unwrap_used)]
 
+mod ahead;
 mod chunks;
 mod crash;
 mod fetching;

@@ -9,7 +9,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::demand::Demand;
+use super::demand::Wishes;
 use super::holders::{Holder, Source};
 use super::plan::{Blob, Next, Plan, Tier};
 use super::standing::Wrong;
@@ -101,10 +101,13 @@ impl Job {
         u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Somebody waits for this, and for nothing else.
-    pub(super) fn demand(&self, demands: &[Demand]) {
-        let wanted = demands.iter().map(|demand| (demand.blob, demand.bytes.clone()));
-        self.plan().demand(wanted, self.now_ms());
+    /// Somebody waits for this, or is about to, and for nothing else.
+    pub(super) fn demand(&self, wishes: &Wishes) {
+        let wanted = wishes.waited.iter().map(|demand| (demand.blob, demand.bytes.clone()));
+        let mut plan = self.plan();
+        plan.demand(wanted, self.now_ms());
+        plan.expect(&wishes.ahead);
+        drop(plan);
         self.changed.send_replace(());
     }
 

@@ -13,9 +13,13 @@
 //!              \------------------------ keep_only, without the vm --> (nothing) <--------/
 //! ```
 //!
+//! What a guest reads while it boots is put together (`record.rs`), for the agent to tell the cluster of. A boot that began in an
+//! earlier process is not: nobody knows what was read before.
+//!
 //! While no process serves, hypervisors wait for the socket to come back, as long as they would wait for a read.
 
 mod nbd;
+mod record;
 mod serve;
 #[cfg(test)]
 mod tests;
@@ -26,17 +30,19 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use blixard_core::{Part, VmId};
+use blixard_core::{BlobHash, BootRecord, Part, VmId};
 use blixard_hypervisor::LAZY_SOCKET;
 use tokio::net::UnixListener;
 
 use crate::images::Images;
+use crate::metrics::{Metrics, observe};
 use crate::runtime::{Tied, spawn_tied};
 
 pub(crate) use nbd::hear_out;
+use record::Recorder;
 
 /// Which blob a folder's socket serves.
 const RECORD_FILE: &str = "disk.json";
@@ -54,13 +60,54 @@ struct Inner {
     dir: PathBuf,
     images: Images,
     patience: Duration,
+    metrics: Arc<Metrics>,
     served: Mutex<BTreeMap<VmId, Disk>>,
+    /// What was seen of boots, by the blob of the disk, until nobody wants it.
+    boots: Mutex<BTreeMap<BlobHash, BootRecord>>,
+    /// From here on time is counted.
+    begun: Instant,
 }
 
 #[derive(Debug)]
 struct Disk {
     part: Part,
+    recorder: Arc<Mutex<Recorder>>,
     _server: Tied,
+}
+
+/// A lock of which no holder can leave half a change behind.
+fn lock<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What becomes of the reads of one disk besides their answers.
+#[derive(Debug, Clone)]
+struct Notes {
+    recorder: Arc<Mutex<Recorder>>,
+    begun: Instant,
+    metrics: Arc<Metrics>,
+}
+
+impl Notes {
+    fn note(&self, read: std::ops::Range<u64>) {
+        lock(&self.recorder).note(read, ms_since(self.begun));
+    }
+
+    fn count(&self, was_here: bool, is_answered: bool, waited: Duration) {
+        let content = match (was_here, is_answered) {
+            (_, false) => "failed",
+            (true, true) => "here",
+            (false, true) => "waited",
+        };
+        self.metrics.lazy_reads.get_or_create(&[("content", content.into())]).inc();
+        if content == "waited" {
+            observe(&self.metrics.lazy_waits, waited);
+        }
+    }
+}
+
+fn ms_since(begun: Instant) -> u64 {
+    u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
 impl LazyDisks {
@@ -68,14 +115,16 @@ impl LazyDisks {
     ///
     /// # Errors
     /// When the folder cannot be used.
-    pub(crate) fn open(dir: &Path, images: Images, patience: Duration) -> anyhow::Result<Self> {
+    pub(crate) fn open(dir: &Path, images: Images, patience: Duration, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
         make_folder(dir, 0o700).with_context(|| format!("make {}", dir.display()))?;
         let dir = std::path::absolute(dir).with_context(|| format!("use {}", dir.display()))?;
-        let disks = Self { inner: Arc::new(Inner { dir, images, patience, served: Mutex::default() }) };
+        let (served, boots, begun) = (Mutex::default(), Mutex::default(), Instant::now());
+        let disks = Self { inner: Arc::new(Inner { dir, images, patience, metrics, served, boots, begun }) };
         for entry in std::fs::read_dir(&disks.inner.dir).context("list the disks that were served")? {
             let entry = entry.context("list the disks that were served")?;
             let Some(vm) = entry.file_name().to_str().and_then(|name| name.parse::<VmId>().ok()) else { continue };
-            let served = read_record(&entry.path().join(RECORD_FILE)).and_then(|part| disks.start(vm, part));
+            let served =
+                read_record(&entry.path().join(RECORD_FILE)).and_then(|part| disks.start(vm, part, Recorder::late()));
             if let Err(error) = served {
                 // The agent asks for it again before the vm is next started; a guest that runs now sees errors.
                 tracing::warn!(%vm, error = format!("{error:#}"), "a disk cannot be served as before");
@@ -85,7 +134,7 @@ impl LazyDisks {
     }
 
     fn served(&self) -> MutexGuard<'_, BTreeMap<VmId, Disk>> {
-        self.inner.served.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner.served)
     }
 
     /// Serves a blob as the disk of a vm, from now on and after restarts; gives the folder with its socket, [`LAZY_SOCKET`]. One
@@ -103,17 +152,20 @@ impl LazyDisks {
                 std::fs::rename(&new, folder.join(RECORD_FILE))
             });
             written.with_context(|| format!("write {}", folder.display()))?;
-            self.start(vm, part)?;
+            self.start(vm, part, Recorder::new(part.bytes))?;
         }
         Ok(folder)
     }
 
-    fn start(&self, vm: VmId, part: Part) -> anyhow::Result<()> {
+    fn start(&self, vm: VmId, part: Part, recorder: Recorder) -> anyhow::Result<()> {
         let folder = self.inner.dir.join(vm.to_string());
         let listener = listen(&folder).with_context(|| format!("listen in {}", folder.display()))?;
         let (arriving, patience) = (Arc::new(self.inner.images.arriving(part)), self.inner.patience);
-        let server = spawn_tied(serve::accept(listener, arriving, patience));
-        self.served().insert(vm, Disk { part, _server: server });
+        let recorder = Arc::new(Mutex::new(recorder));
+        let (begun, metrics) = (self.inner.begun, self.inner.metrics.clone());
+        let notes = Notes { recorder: recorder.clone(), begun, metrics };
+        let server = spawn_tied(serve::accept(listener, arriving, notes, patience));
+        self.served().insert(vm, Disk { part, recorder, _server: server });
         Ok(())
     }
 
@@ -122,12 +174,40 @@ impl LazyDisks {
         let mut served = self.served();
         let ended: Vec<VmId> = served.keys().copied().filter(|vm| !is_kept(*vm)).collect();
         for vm in ended {
-            served.remove(&vm);
+            if let Some(disk) = served.remove(&vm)
+                && let Some(record) = lock(&disk.recorder).take_cut(ms_since(self.inner.begun))
+            {
+                self.keep_boot(disk.part.hash, record);
+            }
             let folder = self.inner.dir.join(vm.to_string());
             if let Err(error) = std::fs::remove_dir_all(&folder) {
                 tracing::warn!(%vm, %error, "the folder of a disk that was served cannot be removed");
             }
         }
+    }
+
+    /// What was seen of boots and is not forgotten yet, by the blob of the disk.
+    pub(crate) fn boots(&self) -> BTreeMap<BlobHash, BootRecord> {
+        let now_ms = ms_since(self.inner.begun);
+        for disk in self.served().values() {
+            if let Some(record) = lock(&disk.recorder).take_whole(now_ms) {
+                self.keep_boot(disk.part.hash, record);
+            }
+        }
+        lock(&self.inner.boots).clone()
+    }
+
+    fn keep_boot(&self, blob: BlobHash, record: BootRecord) {
+        let mut boots = lock(&self.inner.boots);
+        // Several vms may boot from one blob; one that was seen to its end says most.
+        if boots.get(&blob).is_none_or(|known| !known.is_whole) {
+            boots.insert(blob, record);
+        }
+    }
+
+    /// Forgets what was seen of boots from other blobs than these.
+    pub(crate) fn forget_boots(&self, is_wanted: impl Fn(BlobHash) -> bool) {
+        lock(&self.inner.boots).retain(|blob, _| is_wanted(*blob));
     }
 
     /// How long a read waits, for hypervisors that wait for this process.

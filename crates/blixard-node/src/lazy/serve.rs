@@ -1,7 +1,7 @@
 //! Serves one disk to one hypervisor.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::BufReader;
 use tokio::net::unix::OwnedWriteHalf;
@@ -9,6 +9,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinSet;
 
+use super::Notes;
 use super::nbd::{self, Request, Trouble};
 use crate::images::Arriving;
 
@@ -23,15 +24,15 @@ const SECTOR_BYTES: u64 = 512;
 const ACCEPT_AGAIN: Duration = Duration::from_millis(200);
 
 /// Serves whoever connects.
-pub(super) async fn accept(listener: UnixListener, disk: Arc<Arriving>, patience: Duration) {
+pub(super) async fn accept(listener: UnixListener, disk: Arc<Arriving>, notes: Notes, patience: Duration) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
                 Ok((stream, _)) => {
-                    let disk = disk.clone();
+                    let (disk, notes) = (disk.clone(), notes.clone());
                     connections.spawn(async move {
-                        if let Err(error) = serve(stream, disk, patience).await {
+                        if let Err(error) = serve(stream, disk, notes, patience).await {
                             tracing::debug!(%error, "a hypervisor's connection to its disk ended");
                         }
                     });
@@ -46,7 +47,7 @@ pub(super) async fn accept(listener: UnixListener, disk: Arc<Arriving>, patience
     }
 }
 
-async fn serve(mut stream: UnixStream, disk: Arc<Arriving>, patience: Duration) -> std::io::Result<()> {
+async fn serve(mut stream: UnixStream, disk: Arc<Arriving>, notes: Notes, patience: Duration) -> std::io::Result<()> {
     // Half a sector at the end of a file is a whole one of a disk.
     let export_bytes = disk.bytes().next_multiple_of(SECTOR_BYTES);
     if !nbd::shake_hands(&mut stream, export_bytes).await? {
@@ -61,10 +62,11 @@ async fn serve(mut stream: UnixStream, disk: Arc<Arriving>, patience: Duration) 
         while reads.try_join_next().is_some() {}
         match request {
             Request::Read { cookie, offset, length } => {
+                notes.note(offset.min(disk.bytes())..offset.saturating_add(length.into()).min(disk.bytes()));
                 let turn = room.clone().acquire_owned().await.map_err(std::io::Error::other)?;
-                let (disk, replies) = (disk.clone(), replies.clone());
+                let (disk, notes, replies) = (disk.clone(), notes.clone(), replies.clone());
                 reads.spawn(async move {
-                    answer(&disk, &replies, (cookie, offset, length), export_bytes, patience).await;
+                    answer(&disk, &notes, &replies, (cookie, offset, length), export_bytes, patience).await;
                     drop(turn);
                 });
             }
@@ -79,6 +81,7 @@ async fn serve(mut stream: UnixStream, disk: Arc<Arriving>, patience: Duration) 
 
 async fn answer(
     disk: &Arriving,
+    notes: &Notes,
     replies: &Mutex<OwnedWriteHalf>,
     (cookie, offset, length): (u64, u64, u32),
     export_bytes: u64,
@@ -87,7 +90,10 @@ async fn answer(
     let content = match offset.checked_add(u64::from(length)).filter(|end| *end <= export_bytes) {
         None => Err(Trouble::Invalid),
         Some(end) => {
-            let read = disk.read(offset.min(disk.bytes())..end.min(disk.bytes()), patience).await;
+            let range = offset.min(disk.bytes())..end.min(disk.bytes());
+            let (is_here, begun) = (disk.has(&range), Instant::now());
+            let read = disk.read(range, patience).await;
+            notes.count(is_here, read.is_ok(), begun.elapsed());
             let read = read.map(|mut content| {
                 content.resize(length as usize, 0);
                 content

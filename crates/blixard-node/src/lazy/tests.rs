@@ -45,7 +45,7 @@ async fn reads(folder: &Path, offset: usize, bytes: usize, pattern: Option<u8>) 
 }
 
 fn disks(node: &TestNode, patience: Duration) -> LazyDisks {
-    LazyDisks::open(&node.dir.join("lazy"), node.images.clone(), patience).unwrap()
+    LazyDisks::open(&node.dir.join("lazy"), node.images.clone(), patience, Arc::default()).unwrap()
 }
 
 fn fetch(node: &TestNode, manifest: &Manifest, holders: watch::Receiver<Vec<crate::images::Holder>>) -> Fetching {

@@ -463,6 +463,11 @@ fn image_text(image: &ImageView) -> String {
     table.row([&"held by", &nodes(&holders(image))]);
     table.row([&"fetched by", &nodes(&wanted)]);
     table.row([&"used by", &output::list(&image.used_by)]);
+    if let Some(boot) = &image.boot {
+        let places = if boot.places == 1 { "1 place".to_owned() } else { format!("{} places", boot.places) };
+        let end = if boot.is_whole { "" } else { ", seen in part" };
+        table.row([&"a boot reads", &format!("{} in {places}{end}", output::bytes(boot.bytes))]);
+    }
     table.row([&"added", &format!("{} ago", output::age(image.added_at))]);
     table.render()
 }

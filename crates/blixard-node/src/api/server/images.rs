@@ -16,7 +16,7 @@ use super::view::GroupSeen;
 use super::{Asker, BYTES, Body, Freshness, Json, Path, Query, Server};
 use crate::agent::MakeRoomError;
 use crate::api::fault::{Fault, FaultKind};
-use crate::api::views::{AddImage, BlobView, ImageSource, ImageView};
+use crate::api::views::{AddImage, BlobView, BootView, ImageSource, ImageView};
 use crate::clock;
 use crate::images::{ImportError, ImportedBlob};
 use crate::metrics::outcome;
@@ -200,6 +200,11 @@ fn view(state: &blixard_core::State, image: &Image, seen: Option<&GroupSeen>) ->
         wanted: image.wanted.iter().copied().collect(),
         used_by: state.vms_using(image.id).map(|vm| vm.name.clone()).collect(),
         added_at: image.added_at,
+        boot: state.boots.get(&image.id).map(|record| BootView {
+            bytes: record.bytes(),
+            places: record.ranges.len(),
+            is_whole: record.is_whole,
+        }),
     }
 }
 

@@ -10,6 +10,7 @@
 //! - Near sources before far ones, and doubtful ones last: see [`Tier`].
 //! - A fast source is asked for more at once, so that a request takes about the same time wherever it goes.
 //! - What somebody waits for goes before everything else, and while more of it is asked for nothing else is begun, for a while.
+//! - What somebody is about to wait for goes before the rest.
 //! - What a slow source would hold up is taken back from it and asked of a faster one that has nothing else to do.
 
 mod demanded;
@@ -26,7 +27,7 @@ use blixard_core::{BlobHash, EndpointId};
 use iroh_blobs::protocol::ChunkRanges;
 
 use demanded::Demanded;
-pub(super) use piece::{Blob, Order};
+pub(super) use piece::{Blob, CHUNK_BYTES, Order, Why};
 use piece::{Has, PIECE_BYTES_MAX, Piece, State, bytes};
 use source::Source;
 pub(super) use source::Tier;
@@ -189,16 +190,19 @@ impl Plan {
         if let Some(order) = self.take_demanded(id, now_ms) {
             return Next::Fetch(order);
         }
+        if let Some(order) = self.take_ahead(id, now_ms) {
+            return Next::Fetch(order);
+        }
         let Some(source) = self.sources.get(&id) else { return Next::Wait };
         if self.demanded.holds_others_back(now_ms) {
             return Next::Wait;
         }
         if let Some(pieces) = self.choose(id, source) {
             let ranges = pieces.iter().fold(ChunkRanges::empty(), |all, index| &all | &self.pieces[*index].missing);
-            return Next::Fetch(self.ask(id, pieces, ranges, now_ms));
+            return Next::Fetch(self.ask(id, pieces, ranges, Why::Rest, now_ms));
         }
         if let Some((index, ranges)) = self.choose_part(source) {
-            return Next::Fetch(self.ask(id, vec![index], ranges, now_ms));
+            return Next::Fetch(self.ask(id, vec![index], ranges, Why::Rest, now_ms));
         }
         if let Some(number) = self.held_up(id, source, now_ms) {
             if let Some(asked) = self.asked.get_mut(&number) {
@@ -209,7 +213,7 @@ impl Plan {
         if self.asked.is_empty() { Next::Starve } else { Next::Wait }
     }
 
-    fn ask(&mut self, source: EndpointId, pieces: Vec<usize>, ranges: ChunkRanges, now_ms: u64) -> Order {
+    fn ask(&mut self, source: EndpointId, pieces: Vec<usize>, ranges: ChunkRanges, why: Why, now_ms: u64) -> Order {
         self.last_number += 1;
         let (number, blob) = (self.last_number, self.pieces[pieces[0]].blob);
         let (hash, blob_bytes) = self.blobs[blob];
@@ -219,7 +223,7 @@ impl Plan {
         if let Some(source) = self.sources.get_mut(&source) {
             source.orders += 1;
         }
-        let order = Order { number, hash, blob_bytes, ranges: ranges.clone() };
+        let order = Order { number, hash, blob_bytes, ranges: ranges.clone(), why };
         let (bytes, since_ms) = (order.bytes(), now_ms);
         let asked = Asked { source, blob, pieces, ranges, bytes, received_bytes: 0, since_ms, is_taken_back: false };
         self.asked.insert(number, asked);

@@ -5,6 +5,10 @@ use iroh_blobs::Hash;
 use iroh_blobs::api::blobs::Bitfield;
 use iroh_blobs::protocol::{ChunkRanges, ChunkRangesExt, GetRequest};
 
+use crate::metrics::Labels;
+
+/// What is hashed as one; ranges are counted in these.
+pub(in crate::images) const CHUNK_BYTES: u64 = 1024;
 /// The shortest piece. Receivers of the same image give each other what they have in whole pieces, and the shorter these
 /// are, the sooner each has something to give. A multiple of the 16 KiB that are verified together.
 pub(super) const PIECE_BYTES_MIN: u64 = 256 << 10;
@@ -32,6 +36,32 @@ pub(in crate::images) struct Order {
     /// The length of the whole blob in bytes.
     pub(in crate::images) blob_bytes: u64,
     pub(in crate::images) ranges: ChunkRanges,
+    pub(in crate::images) why: Why,
+}
+
+/// Why something is fetched now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::images) enum Why {
+    /// Somebody waits for it.
+    Waited,
+    /// Somebody is about to.
+    Ahead,
+    /// It is a part of the image.
+    Rest,
+}
+
+impl Why {
+    pub(in crate::images) const ALL: [Self; 3] = [Self::Waited, Self::Ahead, Self::Rest];
+
+    /// As metrics tell it.
+    pub(in crate::images) fn label(self) -> Labels<1> {
+        let word = match self {
+            Self::Waited => "waited",
+            Self::Ahead => "boot",
+            Self::Rest => "rest",
+        };
+        [("why", word.into())]
+    }
 }
 
 impl Order {

@@ -1,5 +1,10 @@
+use std::iter;
+use std::ops::Range;
+
+use blixard_core::ByteRange;
 use iroh_blobs::protocol::{ChunkRangesExt, GetRequest};
 
+use super::super::demand::Ahead;
 use super::piece::PIECE_BYTES_MIN;
 use super::*;
 
@@ -56,7 +61,7 @@ fn a_blob_is_cut_into_pieces_that_leave_out_what_is_here() {
 
 #[test]
 fn the_end_of_a_blob_is_asked_for_with_the_proof_of_its_length() {
-    let order = |ranges| Order { number: 1, hash: HASH, blob_bytes: PIECE + 17, ranges };
+    let order = |ranges| Order { number: 1, hash: HASH, blob_bytes: PIECE + 17, ranges, why: Why::Rest };
     let proves_length = |order: &Order| {
         let request = order.request();
         request != GetRequest::blob_ranges(request.hash, order.ranges.clone())
@@ -229,6 +234,13 @@ fn nothing_is_asked_twice_or_in_vain_and_everything_comes() {
         for step in 0..2000 {
             now += roll(300);
             let source = 1 + u8::try_from(roll(5)).expect("it is small");
+            // Somebody reads, or is about to.
+            let some = [roll(bytes), roll(bytes)].map(|start| start..start + 1 + roll(bytes));
+            match roll(20) {
+                0 => plan.expect(&[ahead(step, some.clone())]),
+                1 => plan.demand(some.into_iter().map(|range| (HASH, range)), now),
+                _ => {}
+            }
             // In the end one source has everything and stays.
             let is_ending = step > 400;
             let of_all = |orders: &[(u8, Order)]| {
@@ -347,4 +359,69 @@ fn what_somebody_waits_for_comes_from_a_better_source_while_that_has_room() {
     plan.leave(id(1));
     plan.leave(id(2));
     assert!(plan.take_demanded(id(3), 0).is_some(), "a read waits for nobody better");
+}
+
+fn ahead(number: u64, ranges: impl IntoIterator<Item = Range<u64>>) -> Ahead {
+    let ranges = ranges.into_iter().map(|Range { start, end }| ByteRange { start, end }).collect();
+    Ahead { number, blob: HASH, ranges }
+}
+
+#[test]
+fn what_is_about_to_be_waited_for_goes_behind_what_is_and_before_the_rest() {
+    let mut plan = plan(64 * PIECE, &[(1, Tier::Near)]);
+    let (late, early, far) = (50 * PIECE..50 * PIECE + 5000, 3 * PIECE..8 * PIECE, 60 * PIECE..60 * PIECE + 1);
+    plan.expect(&[ahead(1, [late.clone(), early.clone(), far.clone()])]);
+    plan.demand([(HASH, 40 * PIECE..40 * PIECE + 1)].into_iter(), 10);
+    let demanded = fetch(plan.take(id(1), 10));
+    assert_eq!((demanded.ranges, demanded.why), (ChunkRanges::bytes(40 * PIECE..40 * PIECE + 1), Why::Waited));
+    // While something is waited for, too: whoever waits is about to wait for this.
+    let first = fetch(plan.take(id(1), 10));
+    let beginning = early.start..early.start + 4 * PIECE - 5 * 1024;
+    assert_eq!(first.why, Why::Ahead);
+    assert_eq!(
+        first.ranges,
+        ChunkRanges::bytes(late) | ChunkRanges::bytes(beginning.clone()),
+        "a mebibyte, in its order"
+    );
+    assert_eq!(plan.take_demanded(id(1), 11), None, "nobody waits for that yet");
+    // The piece of which the first order has a part is in its hands.
+    let second = fetch(plan.take(id(1), 11));
+    assert_eq!(second.ranges, ChunkRanges::bytes(7 * PIECE..8 * PIECE) | ChunkRanges::bytes(far));
+    assert_eq!(plan.take(id(1), 12), Next::Wait, "the rest is held back");
+    plan.finish(first.number, 20);
+    assert_eq!(fetch(plan.take(id(1), 20)).ranges, ChunkRanges::bytes(beginning.end..7 * PIECE));
+    let rest = fetch(plan.take(id(1), 1_000));
+    assert_eq!((rest.why, rest.ranges.boundaries()[0].0), (Why::Rest, 0));
+}
+
+#[test]
+fn what_is_about_to_be_waited_for_comes_from_whoever_has_it_and_is_forgotten_when_it_is_here() {
+    let mut plan = plan(8 * PIECE, &[(1, Tier::Near), (2, Tier::Far)]);
+    plan.join(id(3), false, Tier::Near);
+    plan.learn(id(3), HASH, &ChunkRanges::bytes(6 * PIECE..7 * PIECE));
+    plan.expect(&[
+        ahead(1, iter::once(5 * PIECE..7 * PIECE)),
+        Ahead { blob: BlobHash([9; 32]), ..ahead(2, iter::once(0..1)) },
+    ]);
+    let part = plan.take_ahead(id(3), 0).expect("it has a part");
+    assert_eq!(part.ranges, ChunkRanges::bytes(6 * PIECE..7 * PIECE));
+    assert_eq!(plan.take_ahead(id(2), 0), None, "a nearer one has time for it");
+    let other = plan.take_ahead(id(1), 0).expect("it has the rest");
+    assert_eq!(other.ranges, ChunkRanges::bytes(5 * PIECE..6 * PIECE));
+    assert_eq!(plan.take_ahead(id(1), 0), None, "all of it is asked for");
+    plan.finish(part.number, 10);
+    plan.give_back(other.number, &ChunkRanges::bytes(5 * PIECE..5 * PIECE + (16 << 10)), 10);
+    // The same wishes, as they are told again with each demand.
+    plan.expect(&[
+        ahead(1, iter::once(5 * PIECE..7 * PIECE)),
+        Ahead { blob: BlobHash([9; 32]), ..ahead(2, iter::once(0..1)) },
+    ]);
+    let rest = plan.take_ahead(id(1), 10).expect("some is missing");
+    assert_eq!(rest.ranges, ChunkRanges::bytes(5 * PIECE + (16 << 10)..6 * PIECE));
+    plan.finish(rest.number, 20);
+    assert_eq!(plan.take_ahead(id(1), 20), None);
+    plan.expect(&[ahead(3, iter::once(0..1))]);
+    assert!(plan.take_ahead(id(1), 30).is_some());
+    plan.expect(&[]);
+    assert_eq!(plan.take_ahead(id(1), 30), None, "nobody waits for it any more");
 }

@@ -109,6 +109,7 @@ mod tests {
             wanted: vec![NodeId(3), NodeId(5)],
             used_by: vec![],
             added_at: UnixMs(0),
+            boot: None,
         };
         let cached = CachedView {
             image: image.name.clone(),
