@@ -123,13 +123,18 @@ pub(super) fn daemon(cluster: &mut Cluster, rsync: &Path, dir: &Path) -> Result<
     let mut command = Command::new(rsync);
     command.args(["--daemon", "--no-detach", "--address", "127.0.0.1", "--port", &port.to_string(), "--config"]);
     command.arg(&config).stdin(Stdio::null()).stdout(Stdio::null());
-    let daemon = Ended(command.spawn().context("start rsync's daemon")?);
+    Ok((port, answering(&mut command, port).context("start rsync's daemon")?))
+}
+
+/// Starts a daemon, and waits until it answers on loopback.
+pub(super) fn answering(command: &mut Command, port: u16) -> Result<Ended> {
+    let daemon = Ended(command.spawn().context("start it")?);
     let deadline = Instant::now() + PATIENCE;
     while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
-        ensure!(Instant::now() < deadline, "rsync's daemon does not answer");
+        ensure!(Instant::now() < deadline, "it does not answer");
         std::thread::sleep(POLL);
     }
-    Ok((port, daemon))
+    Ok(daemon)
 }
 
 /// A process that is killed when dropped.

@@ -3,19 +3,22 @@
 //! The image is a Debian of the mirror, on an ext4 file system in a raw file of 1 GiB: as it was released, and after an upgrade
 //! of its packages, built anew each time. It is made once, with debootstrap as root, and kept in `target/bench/update`; without
 //! root, debootstrap or a mirror there is nothing to measure, and the bench says so.
-//! What went is what the sender counts, proofs included. The bounds are what changed, as blixard cuts the disk, and the whole disk; the
-//! comparator is rsync from a daemon on loopback, which looks into the old file and sends differences.
+//! What went is what the sender counts, the index and proofs included. What it is held against are the changed chunks: those of the
+//! new version's index that the old one lacks, and the index itself. The comparators look into the old file as well: rsync from a daemon on
+//! loopback, and zsync, whose table of the new file is made beforehand, from nginx.
 
 use super::Request;
 use super::limit::sent_mib;
 use super::samples::{Findings, Goal, Samples};
-use super::transfer::daemon;
+use super::transfer::{answering, daemon};
 use crate::cluster::{self, Cluster, Entry};
 use crate::{process, workspace_root};
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 const RELEASE: &str = "bookworm";
 const MIRROR: &str = "http://deb.debian.org/debian";
@@ -26,25 +29,30 @@ const PACKAGES: &str = "openssh-server,python3,nginx-light,curl,vim-tiny,git,ca-
 /// The same for both versions, so that they differ by what is in them.
 const UUID: &str = "6d1ba0f4-6a4c-4a0e-8bb8-1f43a8a3b0de";
 const DISK: &str = "1G";
-/// Most that may go, beside what changed.
+/// Most that may go, beside the changed chunks and the index.
 const GOAL: f64 = 1.15;
+/// How long a copy may take: bytes are measured, and a development build on a busy host is slow.
+const COPY_MAX: Duration = Duration::from_secs(600);
 const MIB: f64 = (1 << 20) as f64;
 
 pub(super) fn run(request: &Request) -> Result<Findings> {
     let (old, new) =
         versions().context("make a Debian and its next version, which needs root, debootstrap and a mirror")?;
-    let rsync = process::find("rsync");
-    if rsync.is_none() {
-        println!("bench: rsync is not on the PATH: measured without it");
+    let (rsync, zsync) = (process::find("rsync"), ["zsync", "zsyncmake", "nginx"].map(process::find));
+    if rsync.is_none() || zsync.contains(&None) {
+        println!("bench: measured without those of rsync, and zsync with nginx, that are not on the PATH");
     }
-    let [mut moved, mut changed, mut zeros, mut whole, mut copied] =
-        ["moved", "changed", "zeros", "the whole disk", "rsync"].map(|what| Samples::of(what, "MiB"));
+    let [mut moved, mut changed, mut zeros, mut whole, mut by_rsync, mut by_zsync] =
+        ["moved", "changed chunks and index", "zeros", "the whole disk", "rsync", "zsync, its table included"]
+            .map(|what| Samples::of(what, "MiB"));
     for run in 1..=request.runs {
         let mut cluster = Cluster::new(request.binary, request.interrupt)?;
         cluster.set("BLIXARD_CLUSTER_COPIES", "2");
         cluster.set("BLIXARD_HYPERVISOR", "fake");
         cluster.start(1, &Entry::Found)?;
         cluster.start(2, &Entry::Peer(1))?;
+        // Two nodes have one voter.
+        cluster.wait_for_voters(1, 1, 1)?;
         cluster.ask(1, &["image", "import", "--name", "old", &old.display().to_string()])?;
         wait_for_copy(&mut cluster, "old")?;
         let before = sent_mib(&cluster)?;
@@ -56,21 +64,26 @@ pub(super) fn run(request: &Request) -> Result<Findings> {
             let bytes = imported["compared"][name].as_f64();
             Ok(bytes.with_context(|| format!("the import says nothing of {name}"))? / MIB)
         };
-        changed.add(part("fresh_bytes")? + part("repeated_bytes")?);
+        let index = imported.pointer("/manifest/disk/chunks/bytes").and_then(Value::as_f64);
+        let index = index.context("the import names no index")? / MIB;
+        changed.add(part("fresh_bytes")? + part("repeated_bytes")? + index);
         zeros.add(part("zero_bytes")?);
         whole.add(fs::metadata(&new)?.len() as f64 / MIB);
         if let Some(rsync) = &rsync {
-            copied.add(with_rsync(&mut cluster, rsync, &old, &new)?);
+            by_rsync.add(with_rsync(&mut cluster, rsync, &old, &new)?);
+        }
+        if let [Some(zsync), Some(zsyncmake), Some(nginx)] = &zsync {
+            by_zsync.add(with_zsync(&mut cluster, [zsync, zsyncmake, nginx], &old, &new)?);
         }
         cluster.shut_down()?;
-        println!("bench: run {run}: {}", Samples::last_told(&[&moved, &changed, &zeros, &whole, &copied]));
+        println!("bench: run {run}: {}", Samples::last_told(&[&moved, &changed, &zeros, &whole, &by_rsync, &by_zsync]));
     }
-    let goal = Goal::at_most("moved, beside what changed", moved.ratio(&changed), GOAL);
-    Ok(Findings { all: vec![moved, changed, zeros, whole, copied], goals: goal.into_iter().collect() })
+    let goal = Goal::at_most("moved, beside changed chunks and index", moved.ratio(&changed), GOAL);
+    Ok(Findings { all: vec![moved, changed, zeros, whole, by_rsync, by_zsync], goals: goal.into_iter().collect() })
 }
 
 fn wait_for_copy(cluster: &mut Cluster, image: &str) -> Result<()> {
-    cluster.wait_for(&format!("a second copy of image {image}"), |cluster| {
+    cluster.wait_at_most(COPY_MAX, &format!("a second copy of image {image}"), |cluster| {
         let image = cluster.ask_json(1, &["image", "show", image])?;
         ensure!(cluster::array(&image, "/holders")?.len() == 2, "node 2 does not hold it");
         Ok(())
@@ -89,6 +102,35 @@ fn with_rsync(cluster: &mut Cluster, rsync: &Path, old: &Path, new: &Path) -> Re
     let bytes = said.lines().find_map(|line| line.strip_prefix("Total bytes received: ")?.trim().parse::<f64>().ok());
     ensure!(fs::read(&copy)? == fs::read(new)?, "rsync made another disk of it");
     Ok(bytes.with_context(|| format!("rsync does not say what it received: {said}"))? / MIB)
+}
+
+/// What a server sends so that the new disk can be made of the old one and what is asked for, and the table that says so.
+fn with_zsync(cluster: &mut Cluster, programs: [&PathBuf; 3], old: &Path, new: &Path) -> Result<f64> {
+    let [zsync, zsyncmake, nginx] = programs;
+    let (port, dir) = (cluster.free_port()?, cluster.dir().to_owned());
+    let (config, table, copy) = (dir.join("nginx.conf"), dir.join("new.zsync"), dir.join("zsynced.raw"));
+    let (folder, name) = (new.parent().context("the new disk is in a folder")?, new.file_name().unwrap_or_default());
+    let text = format!(
+        "user root;\ndaemon off;\nmaster_process off;\npid {}/nginx.pid;\nerror_log stderr;\nevents {{}}\nhttp {{ access_log off; \
+         server {{ listen 127.0.0.1:{port}; root {}; }} }}\n",
+        dir.display(),
+        folder.display()
+    );
+    fs::write(&config, text).context("write the configuration of nginx")?;
+    let mut command = Command::new(nginx);
+    command.args(["-e", "stderr", "-c"]).arg(&config).stdin(Stdio::null()).stdout(Stdio::null());
+    let _daemon = answering(&mut command, port).context("start nginx")?;
+    process::output(Command::new(zsyncmake).args(["-C", "-u"]).arg(name).arg("-o").arg(&table).arg(new))?;
+    let base = format!("http://127.0.0.1:{port}/");
+    let said = process::text(
+        Command::new(zsync).args(["-u", &base, "-i"]).arg(old).arg("-o").arg(&copy).arg(&table).current_dir(&dir),
+    )?;
+    let fetched =
+        said.rsplit_once("fetched ").and_then(|(_, bytes)| bytes.split_whitespace().next()?.parse::<f64>().ok());
+    ensure!(fs::read(&copy)? == fs::read(new)?, "zsync made another disk of it");
+    fs::remove_file(&copy).context("remove zsync's copy")?;
+    let fetched = fetched.with_context(|| format!("zsync does not say what it fetched: {said}"))?;
+    Ok((fetched + fs::metadata(&table)?.len() as f64) / MIB)
 }
 
 /// The disk before and after the upgrade.
