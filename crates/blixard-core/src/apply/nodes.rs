@@ -96,6 +96,7 @@ impl State {
         for image in lost {
             if self.vms_using(image).next().is_none() {
                 self.images.remove(&image);
+                self.boots.remove(&image);
             }
         }
     }
