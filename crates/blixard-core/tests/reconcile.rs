@@ -155,7 +155,7 @@ fn a_lazy_vm_starts_before_its_image_is_whole_and_is_settled_when_it_is() {
 #[test]
 fn a_vm_is_lazy_when_it_was_asked_to_be_or_its_image_is_large() {
     let disk = |bytes| match manifest(0) {
-        Manifest::Disk(disk) => Manifest::Disk(DiskPart { part: Part { bytes, ..disk.part }, ..disk }),
+        Manifest::Disk(disk) => Manifest::Disk(DiskPart { part: Part { bytes, ..disk.part }, chunks: None, ..disk }),
         kernel @ Manifest::Kernel { .. } => panic!("not a disk: {kernel:?}"),
     };
     let spec = |lazy| VmSpec { lazy, ..spec(0) };
