@@ -122,6 +122,16 @@ pub(crate) fn ticket_contents() -> Examples {
     named([whole, bare, ("full", [postcard(&full), vec![0; 40]].concat())])
 }
 
+pub(crate) fn catalog_records() -> Examples {
+    let blob = |bytes: u64| json!({ "hash": KEY, "bytes": bytes });
+    let disk = json!({ "part": blob(70), "format": "raw", "virtual_bytes": 70, "chunks": blob(40) });
+    let kernel = json!({ "kernel": blob(7), "initrd": blob(8), "root": null, "cmdline": "console=ttyS0" });
+    named([
+        ("disk", json!({ "manifest": { "disk": disk }, "note": null }).to_string()),
+        ("kernel", json!({ "manifest": { "kernel": kernel }, "note": "with the updates of May" }).to_string()),
+    ])
+}
+
 pub(crate) fn document_tickets() -> Examples {
     // Nodes, a secret, a name, and a key to read or to write it by.
     let ticket = |nodes: usize, right: u8| postcard(&(vec![peer(); nodes], [9_u8; 32], "config", right, [8_u8; 32]));
@@ -342,6 +352,10 @@ pub(crate) fn requests() -> Examples {
         ("shares", head("GET /v1/shares", "")),
         ("share_create", with_body("POST /v1/shares", json!({ "listing": KEY, "ttl_ms": 60_000 }))),
         ("share_stop", head("DELETE /v1/shares/0102030405060708?node=2", "")),
+        ("catalogs", head("GET /v1/catalogs", "")),
+        ("publish", with_body("PUT /v1/catalogs/catalog/images/tiny", json!({ "note": "of May" }))),
+        ("withdraw", head("DELETE /v1/catalogs/catalog/images/tiny", "")),
+        ("pull", with_body("POST /v1/catalogs/upstream/images/tiny/pull", json!({ "name": "small", "again": true }))),
         ("documents", head("GET /v1/documents", "")),
         ("document_create", head("PUT /v1/documents/web", "")),
         ("document_shares", head("GET /v1/documents/web/shares", "")),

@@ -56,6 +56,14 @@ pub(crate) fn registry(input: &[u8], _: &[u8]) -> Verdict {
     keys(input, "endpoint_id", "cluster_id")
 }
 
+pub(crate) fn catalog_record(input: &[u8], _: &[u8]) -> Verdict {
+    that(input.len() <= 32 << 10, "it is too long")?;
+    let Some(value) = json(input) else { return Ok(()) };
+    let manifest = value["manifest"].as_object().ok_or("it has no manifest")?;
+    that(manifest.len() == 1, "it is of two kinds")?;
+    that(value["note"].as_str().is_none_or(|note| note.chars().count() <= 1000), "its note is too long")
+}
+
 pub(crate) fn document_ticket(input: &[u8], again: &[u8]) -> Verdict {
     that(again.len() <= input.len(), "there is more in it than was given")?;
     let (nodes, _, name, right, _): (Vec<PeerAddress>, [u8; 32], String, u8, [u8; 32]) =

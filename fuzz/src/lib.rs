@@ -62,6 +62,13 @@ pub const TARGETS: &[Target] = &[
         ..PLAIN
     },
     Target {
+        name: "catalog_record",
+        decode: node::catalog_record,
+        examples: examples::catalog_records,
+        judge: judges::catalog_record,
+        ..PLAIN
+    },
+    Target {
         name: "chunk_index",
         decode: node::chunk_index,
         examples: examples::chunk_indexes,

@@ -19,6 +19,11 @@ name_type!(
 );
 
 impl DocumentName {
+    /// The document in which a cluster publishes images.
+    pub fn catalog() -> Self {
+        "catalog".parse().expect("the name keeps to its own rules")
+    }
+
     /// The document that every cluster has from its beginning.
     pub fn config() -> Self {
         "config".parse().expect("the name keeps to its own rules")

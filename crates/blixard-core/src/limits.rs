@@ -222,10 +222,18 @@ pub(crate) fn image(image: &Image) -> Checked {
     if image.id != image.manifest.id() {
         return invalid(format!("{} is not the hash of the image's manifest", image.id));
     }
+    manifest(&image.manifest)
+}
+
+/// Whether a manifest can be that of an image.
+///
+/// # Errors
+/// When a part is empty, the command line too long, or the disk of a size that cannot be.
+pub fn manifest(manifest: &Manifest) -> Result<(), Rejection> {
     let part = |what: &str, part: &Part| {
         if part.bytes == 0 { invalid(format!("the image's {what} is empty")) } else { Ok(()) }
     };
-    match &image.manifest {
+    match manifest {
         Manifest::Disk(disk) => part("disk", &disk.part)?,
         Manifest::Kernel { kernel, initrd, root, cmdline } => {
             part("kernel", kernel)?;
@@ -236,7 +244,7 @@ pub(crate) fn image(image: &Image) -> Checked {
             }
         }
     }
-    if let Some(disk) = image.manifest.disk() {
+    if let Some(disk) = manifest.disk() {
         let mib = disk.virtual_bytes.div_ceil(1 << 20);
         if mib == 0 || mib > DISK_MIB_MAX {
             return invalid(format!("a disk of {mib} MiB is not possible; 1 to {DISK_MIB_MAX} MiB are allowed"));

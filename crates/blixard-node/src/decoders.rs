@@ -17,6 +17,7 @@ use crate::api::server::extract;
 use crate::api::{
     ClusterView, DocumentView, EntryView, EventView, ExplainView, Fault, ImageView, LiveView, TokenView, VmView,
 };
+use crate::catalogs::PublishedImage;
 use crate::config::Layers;
 use crate::documents::{self, DocumentTicket};
 use crate::raft::GroupView;
@@ -120,6 +121,12 @@ pub fn disk_client(bytes: &[u8]) -> Result<Vec<u8>, String> {
 pub fn document_key(bytes: &[u8]) -> Result<Vec<u8>, String> {
     let key = documents::read_stored_key(bytes).ok_or("it is no key")?;
     Ok(documents::stored_key(key.as_str()))
+}
+
+/// An image in a catalog, as another cluster wrote it.
+pub fn catalog_record(bytes: &[u8]) -> Result<Vec<u8>, String> {
+    let image = PublishedImage::decode(bytes).ok_or("it is no image of a catalog")?;
+    Ok(image.encode())
 }
 
 /// What is inside of a document's ticket.

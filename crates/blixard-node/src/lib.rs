@@ -22,6 +22,8 @@ mod agent;
 #[cfg(not(feature = "simulation"))]
 pub mod api;
 mod backoff;
+#[cfg(not(feature = "simulation"))]
+mod catalogs;
 mod clock;
 pub mod config;
 mod damage;

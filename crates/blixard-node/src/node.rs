@@ -2,24 +2,25 @@
 
 mod data_dir;
 mod enter;
+mod record;
 mod tasks;
 mod upkeep;
 mod watchdog;
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use blixard_core::{Capacity, ClusterId, Node as NodeRecord, NodeId, Resources, UnixMs};
+use blixard_core::{ClusterId, NodeId};
 use blixard_hypervisor::{Driver, FakeDriver, QemuDriver, QemuOptions};
 use tokio::sync::watch;
 
 use crate::agent::{Agent, Hands};
 use crate::api::join::{self, JoinRefusal};
 use crate::api::server::{Served, Server};
+use crate::catalogs::{Catalogs, Leans};
 use crate::config::{HypervisorKind, NodeConfig};
 use crate::damage::Damage;
 use crate::documents::Documents;
@@ -37,6 +38,7 @@ use crate::user::UserState;
 use crate::{http, leader, raft};
 use data_dir::DataDir;
 use enter::Entrance;
+use record::record;
 use tasks::Tasks;
 use upkeep::{Me, end_guests, keep_access, keep_circle, keep_contact, keep_membership};
 
@@ -46,16 +48,14 @@ const CONTACT_PATIENCE: Duration = Duration::from_secs(10);
 const LET_GO: Duration = Duration::from_secs(5);
 /// How often it looks.
 const LET_GO_POLL: Duration = Duration::from_millis(5);
-/// Memory left to the host itself, at least.
-const HOST_MEMORY_MIB: u64 = 512;
-/// The file with the disk space measured at the first start.
-const CAPACITY_FILE: &str = "capacity.json";
 /// The file with what people have set of transfers.
 /// The disks that are served to hypervisors while their images come.
 const LAZY_DIR: &str = "lazy";
 const TRANSFERS_FILE: &str = "transfers.json";
 /// The file with what this node shares.
 const SHARES_FILE: &str = "shares.json";
+/// Which images are on their way from other clusters.
+const PULLS_FILE: &str = "pulls.json";
 
 /// Why a node did not start.
 #[derive(Debug, thiserror::Error)]
@@ -161,6 +161,16 @@ impl Node {
         let disks = LazyDisks::open(&data.join(LAZY_DIR), images.clone(), patience, metrics.clone())?;
         let hands = Hands { images: images.clone(), transfers: transfers.clone(), disks, driver: driver.clone() };
         let agent = Agent::new(config.id, raft.clone(), hands, metrics.clone());
+        let leans = Leans {
+            raft: raft.clone(),
+            transport: transport.clone(),
+            images: images.clone(),
+            documents: documents.clone(),
+            transfers: transfers.clone(),
+            agent: agent.clone(),
+            shares_images: config.p2p_enabled,
+        };
+        let catalogs = Catalogs::open(&data.join(PULLS_FILE), leans)?;
         let served = Served {
             me: config.id,
             raft: raft.clone(),
@@ -169,6 +179,7 @@ impl Node {
             documents: documents.clone(),
             transfers: transfers.clone(),
             shares: shares.clone(),
+            catalogs: catalogs.clone(),
             agent: agent.clone(),
             metrics: metrics.clone(),
         };
@@ -203,6 +214,10 @@ impl Node {
             let documents = documents.clone();
             move || documents.clone().run()
         });
+        tasks.keep("catalogs", {
+            let catalogs = catalogs.clone();
+            move || catalogs.clone().run()
+        });
         tasks.keep("shares", {
             let shares = shares.clone();
             move || shares.clone().run()
@@ -222,6 +237,7 @@ impl Node {
         handlers.push((Protocol::Share, shares.handler()));
         if config.p2p_enabled {
             handlers.push((Protocol::Blobs, images.handler()));
+            handlers.push((Protocol::Published, catalogs.handler()));
         }
         transport.serve(handlers);
 
@@ -444,45 +460,5 @@ fn driver(config: &NodeConfig, data: &DataDir) -> anyhow::Result<Arc<dyn Driver>
             let guard: Vec<OsString> = vec![this.into(), "guard".into()];
             Arc::new(QemuDriver::new(&root, guard, QemuOptions::default()).context("set up QEMU")?)
         }
-    })
-}
-
-/// This node as it describes itself to the cluster.
-fn record(config: &NodeConfig, data: &DataDir, transport: &Transport) -> anyhow::Result<NodeRecord> {
-    let facts = blixard_hypervisor::probe(data.path()).context("measure this host")?;
-    let disk_mib = match config.capacity.disk_mib {
-        Some(disk_mib) => disk_mib,
-        // Measured once: the free space later depends on what vms have used of it.
-        None => match data.read::<u64>(CAPACITY_FILE, "the free space is then measured anew")? {
-            Some(disk_mib) => disk_mib,
-            None => {
-                let disk_mib = facts.disk_free_bytes >> 20;
-                data.write(CAPACITY_FILE, &disk_mib)?;
-                disk_mib
-            }
-        },
-    };
-    let host_mib = (facts.memory_mib / 10).max(HOST_MEMORY_MIB);
-    let physical = Resources {
-        vcpus: config.capacity.vcpus.unwrap_or_else(|| u64::from(facts.cores)),
-        memory_mib: config.capacity.memory_mib.unwrap_or_else(|| facts.memory_mib.saturating_sub(host_mib)),
-        disk_mib,
-    };
-    let own = transport.address();
-    Ok(NodeRecord {
-        id: config.id,
-        endpoint: own.endpoint,
-        addresses: own.addresses,
-        relay_url: own.relay_url,
-        capacity: Capacity {
-            physical,
-            overcommit_vcpus_percent: config.capacity.overcommit_vcpus_percent,
-            overcommit_memory_percent: config.capacity.overcommit_memory_percent,
-            overcommit_disk_percent: config.capacity.overcommit_disk_percent,
-        },
-        labels: config.labels.clone().into_iter().collect::<BTreeMap<_, _>>(),
-        shares_images: config.p2p_enabled,
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        joined_at: UnixMs(0),
     })
 }

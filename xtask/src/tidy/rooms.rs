@@ -17,7 +17,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("lazy", &["images"]),
     ("agent", &["raft", "images", "transfers", "lazy"]),
     ("leader", &["raft"]),
-    ("api", &["raft", "images", "documents", "transfers", "shares", "agent", "transport"]),
+    ("catalogs", &["raft", "images", "documents", "transfers", "agent", "transport"]),
+    ("api", &["raft", "images", "documents", "transfers", "shares", "agent", "catalogs", "transport"]),
     ("http", &["api", "raft", "transport"]),
     // Plain values, the reading of a clock, and numbers that rise: they know nobody.
     ("config", &[]),
@@ -34,7 +35,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     // A user's own keys and tickets, for clients as much as for nodes.
     ("user", &["transport"]),
     // The decoders of outside bytes, for tests.
-    ("decoders", &["api", "documents", "lazy", "raft", "shares", "transport", "config"]),
+    ("decoders", &["api", "catalogs", "documents", "lazy", "raft", "shares", "transport", "config"]),
 ];
 /// Used by every room.
 const FOR_ALL: &[&str] = &["backoff", "config", "clock", "metrics", "runtime", "damage", "trace"];

@@ -22,6 +22,7 @@ pub(super) fn sources(state: &State, me: NodeId, image: ImageId) -> Option<(Mani
         endpoint: node.endpoint,
         is_whole: record.holders.contains(&node.id),
         same_site: own_site.as_ref().zip(site(node)).map(|(own, other)| *own == other),
+        opened_by: None,
     });
     Some((record.manifest.clone(), holders.collect()))
 }
@@ -112,7 +113,8 @@ mod tests {
         state.images.insert(id, image);
 
         let (_, from) = sources(&state, NodeId(2), id).expect("it is in the catalog");
-        let holder = |number, is_whole, same_site| Holder { endpoint: key(number), is_whole, same_site };
+        let holder =
+            |number, is_whole, same_site| Holder { endpoint: key(number), is_whole, same_site, opened_by: None };
         // Not node 2, which asks, nor 3, which shares nothing, nor 6 and 7, which have no part in it, nor 8, which is gone.
         assert_eq!(from, [holder(1, true, Some(true)), holder(4, false, None), holder(5, true, Some(false))]);
         let (_, from) = sources(&state, NodeId(7), id).expect("it is in the catalog");

@@ -2,6 +2,7 @@
 
 mod access;
 mod cache;
+mod catalogs;
 mod documents;
 mod guests;
 mod shares;

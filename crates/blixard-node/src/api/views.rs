@@ -18,11 +18,13 @@ use crate::raft::Role;
 pub use confinement::{ConfinementView, PrivilegesView};
 
 mod cache;
+mod catalogs;
 mod compare;
 mod peers;
 mod shares;
 mod transfers;
 pub use cache::*;
+pub use catalogs::*;
 pub use compare::*;
 pub use documents::*;
 pub use peers::*;

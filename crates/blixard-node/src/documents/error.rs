@@ -56,6 +56,9 @@ pub(crate) enum DocumentError {
     /// The other cluster does not answer.
     #[error("nothing was joined: {0}")]
     Unreached(String),
+    /// It says what strangers may have.
+    #[error("the catalog cannot be shared for writing: whoever writes it says which images others may have")]
+    Catalog,
     /// There is a share of this id.
     #[error("there is a share {0} already")]
     ShareExists(ShareId),

@@ -34,6 +34,8 @@ use crate::transport::{Connection, Protocol, refusal};
 
 /// How long an answer may take, but for the wait that is asked for.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long it is waited for the reason why a connection ends.
+const REASON_TIMEOUT: Duration = Duration::from_secs(1);
 /// The first wait after a failure; it doubles.
 const BACKOFF_MIN: Duration = Duration::from_millis(500);
 /// The longest wait: how late, at worst, a cluster that is back is found.
@@ -191,18 +193,26 @@ impl Documents {
         bail!("no node of the ticket can be reached: {}", reasons.join("; "))
     }
 
-    /// Asks once whether a ticket opens anything.
+    /// Asks once whether a ticket opens anything. One node is enough that knows of it: others may not have heard of it yet.
     pub(super) async fn knock(&self, ticket: &DocumentTicket) -> Result<(), DocumentError> {
-        let unreached = |error: anyhow::Error| DocumentError::Unreached(format!("{error:#}"));
-        let connection = self.dial_any(ticket).await.map_err(unreached)?;
-        let ask = Ask::Compare { sums: sums(&[]), skip: u32::MAX, seen: None };
-        let asked = exchange(&connection, ticket.secret, ask, &[]).await;
-        let refused = refusal(&connection);
-        connection.close(0u32.into(), b"");
-        match asked {
-            Ok(_) => Ok(()),
-            Err(_) if refused.is_some() => Err(DocumentError::Refused),
-            Err(error) => Err(unreached(error)),
+        let (mut reasons, mut is_refused) = (Vec::new(), false);
+        for node in &ticket.nodes {
+            let asked = async {
+                let connection = self.inner.transport.dial(node, Protocol::SharedDocuments).await?;
+                let ask = Ask::Compare { sums: sums(&[]), skip: u32::MAX, seen: None };
+                let asked = exchange(&connection, ticket.secret, ask, &[]).await;
+                is_refused |= refusal(&connection).is_some();
+                connection.close(0u32.into(), b"");
+                asked
+            };
+            match asked.await {
+                Ok(_) => return Ok(()),
+                Err(error) => reasons.push(format!("{error:#}")),
+            }
+        }
+        match is_refused {
+            true => Err(DocumentError::Refused),
+            false => Err(DocumentError::Unreached(reasons.join("; "))),
         }
     }
 
@@ -347,8 +357,8 @@ pub(super) async fn exchange(
         Answer::decode(&answer).context("its answer cannot be read")
     };
     let answered = timeout(ANSWER_TIMEOUT + WAIT_MAX, exchange).await.context("wait for the answer")?;
-    answered.map_err(|error| match refusal(connection) {
-        Some(reason) => anyhow::anyhow!(reason),
-        None => error,
-    })
+    let Err(error) = answered else { return answered };
+    // Why it ends a connection comes a little behind the end of its streams.
+    let _ = timeout(REASON_TIMEOUT, connection.closed()).await;
+    Err(refusal(connection).map_or(error, |reason| anyhow::anyhow!(reason)))
 }

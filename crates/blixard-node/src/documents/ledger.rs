@@ -89,6 +89,8 @@ impl Documents {
         let space = self.space(document).await?;
         let right = match (is_write, &space.secret) {
             (false, _) => DocumentRight::Read(space.id.to_bytes()),
+            // Whoever writes there says which blobs strangers may have.
+            (true, _) if *document == DocumentName::catalog() => return Err(DocumentError::Catalog),
             (true, Some(secret)) => DocumentRight::Write(secret.to_bytes()),
             (true, None) => return Err(DocumentError::ReadOnly(document.clone())),
         };
@@ -149,6 +151,8 @@ impl Documents {
             // Another ticket for the same document takes the place of the first.
             Some((known, _)) if known == name && self.inner.ledger.borrow().joined.contains_key(name) => {}
             Some((known, _)) => return Err(DocumentError::Here(known.clone())),
+            // Its own name stands for what this cluster publishes, now or later.
+            None if *name == DocumentName::catalog() => return Err(DocumentError::NameTaken(name.clone())),
             None if spaces.named.contains_key(name) => return Err(DocumentError::NameTaken(name.clone())),
             None if spaces.named.len() >= DOCUMENTS_MAX => return Err(DocumentError::TooMany),
             None => {}
@@ -175,6 +179,23 @@ impl Documents {
         let ledger = self.inner.ledger.borrow();
         let (id, share) = ledger.shares.iter().find(|(_, share)| share.secret_hash == hash)?;
         (!share.is_over(clock::now())).then(|| (*id, share.clone()))
+    }
+
+    /// Whether a secret opens what this cluster publishes.
+    pub(crate) fn opens_catalog(&self, secret: &[u8; 32]) -> bool {
+        self.opened_by(secret).is_some_and(|(_, share)| share.document == DocumentName::catalog())
+    }
+
+    /// Whether it is known here which documents were joined: not in the first moments after a start.
+    pub(crate) fn knows_joined(&self) -> bool {
+        let ledger = self.inner.ledger.borrow();
+        ledger.is_read && ledger.unread.is_empty()
+    }
+
+    /// The secret with which the images of a catalog may be had that this cluster follows.
+    pub(crate) fn secret_of(&self, catalog: &DocumentName) -> Option<[u8; 32]> {
+        let ledger = self.inner.ledger.borrow();
+        ledger.joined.get(catalog).filter(|ticket| ticket.name == DocumentName::catalog()).map(|ticket| ticket.secret)
     }
 
     async fn ledger_space(&self) -> Result<Space, DocumentError> {

@@ -23,6 +23,8 @@ pub(crate) struct Listed {
     pub(crate) bytes: u64,
     /// Of a document of another cluster, whether it may be written here, and how it is with that cluster.
     pub(crate) origin: Option<(bool, Contact)>,
+    /// Whether images are published in it.
+    pub(crate) is_catalog: bool,
 }
 
 /// An entry as it was found.
@@ -46,9 +48,10 @@ impl Documents {
         for (name, space) in self.spaces().await?.named {
             let entries = latest(self.entries_of(&space).await?).filter(|entry| !entry.is_deleted());
             let (keys, bytes) = entries.fold((0, 0), |(keys, bytes), entry| (keys + 1, bytes + entry.bytes));
-            let is_joined = self.inner.ledger.borrow().joined.contains_key(&name);
-            let origin = is_joined.then(|| (space.secret.is_some(), self.contact(&name).unwrap_or_default()));
-            listed.push(Listed { name, keys, bytes, origin });
+            let called = self.inner.ledger.borrow().joined.get(&name).map(|ticket| ticket.name.clone());
+            let is_catalog = called.as_ref().unwrap_or(&name) == &DocumentName::catalog();
+            let origin = called.is_some().then(|| (space.secret.is_some(), self.contact(&name).unwrap_or_default()));
+            listed.push(Listed { name, keys, bytes, origin, is_catalog });
         }
         Ok(listed)
     }

@@ -1,6 +1,7 @@
 //! One source of a fetch: its connection, and what it says it has. What it says decides only what it is asked for; what
 //! it sends is checked against the hash.
 
+use std::fmt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
@@ -10,9 +11,10 @@ use futures::StreamExt;
 use iroh_blobs::Hash;
 use iroh_blobs::protocol::{ChunkRanges, ObserveRequest};
 use iroh_blobs::store::fs::FsStore;
+use tokio::time::timeout;
 
 use super::plan::Tier;
-use crate::transport::{Connection, refusal};
+use crate::transport::{Connection, Protocol, Transport, refusal};
 
 /// Where no site is named, who is farther away than this is far. A full link alone adds 100 ms and more, and must not make its
 /// neighbours look far: so this tells continents apart, and sites only by their names.
@@ -27,7 +29,43 @@ pub(crate) struct Holder {
     pub(crate) is_whole: bool,
     /// Whether it is at this node's site; nothing when either names none.
     pub(crate) same_site: Option<bool>,
+    /// What opens the images that it publishes, where it is a node of another cluster.
+    pub(crate) opened_by: Option<Opener>,
 }
+
+/// The secret of a ticket, which is not shown.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Opener(pub(crate) [u8; 32]);
+
+impl fmt::Debug for Opener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Opener(..)")
+    }
+}
+
+impl Holder {
+    /// A connection over which it may be asked for the image.
+    pub(super) async fn reach(&self, transport: &Transport) -> Result<Connection, String> {
+        let Some(Opener(secret)) = self.opened_by else {
+            return transport.connect(self.endpoint, Protocol::Blobs).await.map_err(|error| error.to_string());
+        };
+        let connection = transport.dial_known(self.endpoint, Protocol::Published).await;
+        let connection = connection.map_err(|error| error.to_string())?;
+        let opened = timeout(OPEN_TIMEOUT, async {
+            let (mut send, mut recv) = connection.open_bi().await.ok()?;
+            send.write_all(&secret).await.ok()?;
+            send.finish().ok()?;
+            recv.read_to_end(1).await.ok().filter(|answer| !answer.is_empty())
+        });
+        match opened.await {
+            Ok(Some(_)) => Ok(connection),
+            _ => Err(refusal(&connection).unwrap_or_else(|| "it did not open what it publishes".to_owned())),
+        }
+    }
+}
+
+/// How long a node may take to look at a ticket.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(super) struct Source {

@@ -60,12 +60,12 @@ use iroh_blobs::store::{GcConfig, fs::options::PathOptions};
 use crate::config::CacheMax;
 use crate::damage::check_database;
 use crate::metrics::Counters;
-use crate::transport::{Handler, Transport};
+use crate::transport::{Connection, Handler, Transport};
 use plan::Why;
 
 pub(crate) use demand::{Arriving, Wanted};
 pub(crate) use fetch::{FetchError, Progress};
-pub(crate) use holders::Holder;
+pub(crate) use holders::{Holder, Opener};
 pub(crate) use import::{ImportError, ImportedBlob};
 pub(crate) use limits::{BYTES_PER_S_MIN, Direction, Limits, Rates};
 pub(crate) use space::{NoRoom, NoSpace, Usage};
@@ -216,6 +216,16 @@ impl Images {
     pub(crate) fn handler(&self) -> Handler {
         let (store, limits) = (self.inner.store.deref().clone(), self.inner.limits.clone());
         crate::transport::handler(move |connection| serve::serve(store.clone(), limits.clone(), connection))
+    }
+
+    /// Serves a connection of somebody who may have some blobs, as long as those are what it asks for.
+    pub(crate) async fn serve_published(
+        &self,
+        connection: Connection,
+        may_have: impl Fn(BlobHash) -> bool + Send + Sync,
+    ) {
+        let (store, limits) = (self.inner.store.deref().clone(), self.inner.limits.clone());
+        serve::serve_some(store, limits, connection, may_have).await;
     }
 
     /// When each image was last used here, and which are pinned.

@@ -7,6 +7,7 @@ mod crash;
 mod fetching;
 mod keeping;
 mod limiting;
+mod published;
 mod reusing;
 mod swarm;
 
@@ -193,7 +194,7 @@ pub(crate) async fn members<const N: usize>() -> [TestNode; N] {
 
 /// A node that is said to have all of an image.
 pub(crate) fn whole(endpoint: EndpointId) -> Holder {
-    Holder { endpoint, is_whole: true, same_site: None }
+    Holder { endpoint, is_whole: true, same_site: None, opened_by: None }
 }
 
 pub(crate) fn disk(part: Part) -> Manifest {

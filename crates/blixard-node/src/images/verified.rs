@@ -29,7 +29,7 @@ pub(crate) const PIECE_BYTES: u64 = 16 << 10;
 const PIECE_TIMEOUT: Duration = Duration::from_secs(30);
 /// In whose name all those wait for the limit of what is sent who have a ticket: a lane for each would be kept for ever, and keys
 /// cost nothing.
-const TICKET_HOLDERS: EndpointId = EndpointId([0; 32]);
+pub(super) const TICKET_HOLDERS: EndpointId = EndpointId([0; 32]);
 
 /// Why a stream of content ended too soon.
 #[derive(Debug, thiserror::Error)]

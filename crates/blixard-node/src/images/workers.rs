@@ -14,7 +14,6 @@ use super::holders::{Holder, Source};
 use super::plan::{Blob, Next, Plan, Tier};
 use super::standing::Wrong;
 use super::{FetchError, Images, Progress};
-use crate::transport::Protocol;
 
 /// Requests under way at each source: while one waits for its first byte, the other keeps the line busy.
 pub(super) const WORKERS_PER_SOURCE: usize = 2;
@@ -168,8 +167,8 @@ impl Job {
     }
 
     async fn reach(self: &Arc<Self>, holder: Holder) -> Result<(), Failure> {
-        let connection = self.images.inner.transport.connect(holder.endpoint, Protocol::Blobs).await;
-        let source = Source::new(holder, connection.map_err(|error| Failure::Source(error.to_string()))?);
+        let connection = holder.reach(&self.images.inner.transport).await.map_err(Failure::Source)?;
+        let source = Source::new(holder, connection);
         let source = Arc::new(source);
         let delivers = Delivers { progress: &self.progress, counts: false };
         self.work_with(&source, delivers).await

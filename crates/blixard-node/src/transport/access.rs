@@ -69,7 +69,7 @@ impl AccessList {
     fn refuse(&self, key: &EndpointId, alpn: &[u8]) -> Option<&'static str> {
         match Protocol::of_alpn(alpn) {
             // Whoever has no secret gets nothing there.
-            Some(Protocol::Join | Protocol::Share | Protocol::SharedDocuments) => None,
+            Some(Protocol::Join | Protocol::Share | Protocol::SharedDocuments | Protocol::Published) => None,
             Some(Protocol::Raft) if self.keys.read().expect("no holder of this lock panics").group.contains(key) => {
                 None
             }
@@ -190,7 +190,7 @@ mod tests {
         }
         assert!(allowed(&client, Protocol::Api) && !allowed(&stranger, Protocol::Api));
         assert!(!allowed(&member, Protocol::Api), "a node's key is not a user's");
-        for protocol in [Protocol::Join, Protocol::Share, Protocol::SharedDocuments] {
+        for protocol in [Protocol::Join, Protocol::Share, Protocol::SharedDocuments, Protocol::Published] {
             assert!(allowed(&stranger, protocol));
         }
         assert!(access.refuse(&member, b"other/1").is_some());

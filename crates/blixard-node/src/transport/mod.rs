@@ -81,6 +81,9 @@ pub enum Protocol {
     Values,
     /// Documents of this cluster, for whoever has a ticket. A stranger may speak it: bounded requests, each with the ticket's secret.
     SharedDocuments,
+    /// Content of images that this cluster publishes, for whoever has the ticket of its catalog. A stranger may speak it: it shows the
+    /// ticket's secret first.
+    Published,
 }
 
 impl Protocol {
@@ -96,6 +99,7 @@ impl Protocol {
             Self::Documents => iroh_docs_alpn(),
             Self::Values => b"blixard/values/1",
             Self::SharedDocuments => b"blixard/documents/1",
+            Self::Published => b"blixard/images/1",
         }
     }
 
@@ -111,12 +115,14 @@ impl Protocol {
             Self::Documents => "documents",
             Self::Values => "values",
             Self::SharedDocuments => "shared_documents",
+            Self::Published => "published",
         }
     }
 
     fn of_alpn(alpn: &[u8]) -> Option<Self> {
         let members = [Self::Raft, Self::Peer, Self::Blobs, Self::Documents, Self::Values];
-        let mut all = members.into_iter().chain([Self::Api, Self::Join, Self::Share, Self::SharedDocuments]);
+        let mut all =
+            members.into_iter().chain([Self::Api, Self::Join, Self::Share, Self::SharedDocuments, Self::Published]);
         all.find(|protocol| protocol.alpn() == alpn)
     }
 }
@@ -270,6 +276,25 @@ impl Transport {
         }
     }
 
+    /// Learns where somebody can be reached who is no member, as somebody else says. Gives whether that may be: where members are,
+    /// this cluster knows best.
+    pub(crate) fn learn_outside(&self, peer: &PeerAddress) -> bool {
+        let is_outside = peer.endpoint != self.id() && !self.inner.access.is_member(&peer.endpoint);
+        if is_outside {
+            self.learn(peer);
+        }
+        is_outside
+    }
+
+    /// A connection of the caller's own to a peer whose place is known.
+    ///
+    /// # Errors
+    /// When it cannot be reached in time.
+    pub(crate) async fn dial_known(&self, peer: EndpointId, protocol: Protocol) -> Result<Connection, ConnectError> {
+        let (endpoint, address) = self.dialled(peer).ok_or(ConnectError::BadKey(peer))?;
+        connections::dial(endpoint, address, peer, protocol).await
+    }
+
     /// A live connection to a peer: the one there is, or a new one.
     ///
     /// # Errors
@@ -380,7 +405,7 @@ where
 /// Lets a connection carry as much as its protocol needs.
 fn make_room(connection: &Connection, protocol: Protocol) {
     let receive_bytes_max = match protocol {
-        Protocol::Join | Protocol::Share | Protocol::SharedDocuments => return,
+        Protocol::Join | Protocol::Share | Protocol::SharedDocuments | Protocol::Published => return,
         Protocol::Api => CLIENT_RECEIVE_BYTES_MAX,
         Protocol::Raft | Protocol::Peer | Protocol::Blobs | Protocol::Documents | Protocol::Values => RECEIVE_BYTES_MAX,
     };

@@ -44,7 +44,9 @@ impl Places {
     pub(super) fn take(&self, protocol: Protocol, key: EndpointId, is_member: bool) -> Result<Place, &'static str> {
         let (a_key_max, all_max) = match protocol {
             Protocol::Join if is_member => (CONNECTIONS_A_MEMBER_MAX, usize::MAX),
-            Protocol::Join | Protocol::Share | Protocol::SharedDocuments => (CONNECTIONS_A_STRANGER_MAX, STRANGERS_MAX),
+            Protocol::Join | Protocol::Share | Protocol::SharedDocuments | Protocol::Published => {
+                (CONNECTIONS_A_STRANGER_MAX, STRANGERS_MAX)
+            }
             Protocol::Api => (CONNECTIONS_A_CLIENT_MAX, CLIENTS_MAX),
             Protocol::Raft | Protocol::Peer | Protocol::Blobs | Protocol::Documents | Protocol::Values => {
                 (CONNECTIONS_A_MEMBER_MAX, usize::MAX)

@@ -45,7 +45,7 @@ impl TicketKind {
         match self {
             Self::Cluster => "`--addr`, or `blixard node --join`",
             Self::Share => "`blixard fetch`",
-            Self::Document => "`blixard doc join`",
+            Self::Document => "`blixard doc join`, or `blixard catalog follow`",
         }
     }
 

@@ -4,6 +4,7 @@
 mod audit;
 mod bench;
 mod cache;
+mod catalogs;
 mod consensus;
 mod documents;
 mod hostile;

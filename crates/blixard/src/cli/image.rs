@@ -397,7 +397,7 @@ fn name_of(image: &ImageView) -> Vec<ImageName> {
     vec![image.name.clone()]
 }
 
-fn kind_word(kind: ImageKind) -> &'static str {
+pub(super) fn kind_word(kind: ImageKind) -> &'static str {
     match kind {
         ImageKind::Disk => "disk",
         ImageKind::Kernel => "kernel",

@@ -6,6 +6,7 @@
 
 mod api;
 mod audit;
+mod catalog;
 mod client;
 mod cluster;
 mod config;
@@ -79,6 +80,9 @@ enum Verb {
     /// Import, list and export what vms boot from.
     #[command(subcommand)]
     Image(image::Verb),
+    /// Publish images for other clusters, and pull what others publish.
+    #[command(subcommand)]
+    Catalog(catalog::Verb),
     /// Read and write documents: small values that every node has, also while there is no leader.
     #[command(subcommand)]
     Doc(doc::Verb),
@@ -139,7 +143,9 @@ impl Verb {
             Self::Node(_) | Self::Config(_) | Self::Client(_) | Self::Fetch(_) => true,
             Self::Completions(_) | Self::Man(_) | Self::Guard { .. } => true,
             Self::Api(verb) => matches!(verb, api::Verb::Openapi),
-            Self::Cluster(_) | Self::Image(_) | Self::Doc(_) | Self::Peer(_) | Self::Transfer(_) => false,
+            Self::Cluster(_) | Self::Image(_) | Self::Catalog(_) | Self::Doc(_) | Self::Peer(_) | Self::Transfer(_) => {
+                false
+            }
             Self::Vm(_) | Self::Events(_) | Self::Share(_) => false,
         }
     }
@@ -240,6 +246,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Api(verb) => ask(&words, api::run(node, verb)),
         Verb::Cluster(verb) => ask(&words, cluster::run(node, verb)),
         Verb::Image(verb) => ask(&words, image::run(node, verb)),
+        Verb::Catalog(verb) => ask(&words, catalog::run(node, verb)),
         Verb::Doc(verb) => ask(&words, doc::run(node, verb)),
         Verb::Share(share) => ask(&words, share::run(node, share)),
         Verb::Fetch(fetch) => ask(&words, fetch::run(fetch)),

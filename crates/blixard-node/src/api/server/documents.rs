@@ -57,7 +57,8 @@ impl From<DocumentError> for Fault {
             DocumentError::Empty | DocumentError::TooLarge => FaultKind::BadRequest,
             DocumentError::Full(_) | DocumentError::TooMany | DocumentError::ClockBehind => FaultKind::Conflict,
             DocumentError::ReadOnly(_) | DocumentError::NameTaken(_) | DocumentError::Here(_) => FaultKind::Conflict,
-            DocumentError::NotJoined(_) | DocumentError::Refused | DocumentError::TooManyShares => FaultKind::Conflict,
+            DocumentError::NotJoined(_) | DocumentError::Catalog => FaultKind::Conflict,
+            DocumentError::Refused | DocumentError::TooManyShares => FaultKind::Conflict,
             DocumentError::ShareExists(_) => FaultKind::Unknown,
             DocumentError::Storage(_) => FaultKind::Internal,
         };

@@ -4,6 +4,7 @@ mod ask;
 mod audit;
 mod body;
 mod cache;
+mod catalogs;
 mod clients;
 mod cluster;
 mod compare;
@@ -42,6 +43,7 @@ use tracing::{Instrument, info_span};
 use super::REQUEST_HEADER;
 use super::fault::{Fault, FaultKind};
 use crate::agent::Agent;
+use crate::catalogs::Catalogs;
 use crate::clock;
 use crate::documents::Documents;
 use crate::images::{Images, ImportedBlob};
@@ -87,6 +89,7 @@ pub(crate) struct Served {
     pub(crate) documents: Documents,
     pub(crate) transfers: Transfers,
     pub(crate) shares: Shares,
+    pub(crate) catalogs: Catalogs,
     pub(crate) agent: Agent,
     pub(crate) metrics: Arc<Metrics>,
 }

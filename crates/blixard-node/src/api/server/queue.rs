@@ -52,15 +52,22 @@ async fn of_node(server: &Server, node: (NodeId, EndpointId), client: EndpointId
 /// The transfers of this node.
 pub(super) fn here(server: &Server) -> NodeTransfersView {
     let (listed, now) = (server.inner.transfers.list(), Instant::now());
+    let pulled = server.inner.catalogs.names();
     let transfers = server.inner.raft.read(|state| {
-        let known = |(image, status)| Some(queued(state, image, status, now)).flatten();
+        let known = |(image, status)| queued(state, &pulled, image, status, now);
         listed.into_iter().filter_map(known).collect()
     });
     NodeTransfersView { node: server.inner.me, silent: None, transfers, stats: stats(server) }
 }
 
 /// A transfer; nothing when its image was deleted a moment ago, and the queue will forget it.
-fn queued(state: &ClusterState, image: ImageId, status: TransferStatus, now: Instant) -> Option<QueuedView> {
+fn queued(
+    state: &ClusterState,
+    pulled: &BTreeMap<ImageId, ImageName>,
+    image: ImageId,
+    status: TransferStatus,
+    now: Instant,
+) -> Option<QueuedView> {
     let TransferStatus { priority, progress, bytes_per_s, sources, failures, failure, deadline, .. } = status;
     let (state_word, retry_at) = match status.state {
         TransferState::Queued => (QueuedState::Queued, None),
@@ -72,7 +79,7 @@ fn queued(state: &ClusterState, image: ImageId, status: TransferStatus, now: Ins
     let missing = progress.bytes_total.saturating_sub(progress.bytes_done);
     let is_running = state_word == QueuedState::Running;
     Some(QueuedView {
-        image: state.images.get(&image)?.name.clone(),
+        image: state.images.get(&image).map(|image| &image.name).or(pulled.get(&image))?.clone(),
         image_id: image,
         priority: priority.word().to_owned(),
         state: state_word,
@@ -193,7 +200,12 @@ async fn order(
 ) -> Result<Json<NodeId>, Fault> {
     by.check()?;
     let elsewhere = about.elsewhere(server)?;
-    let look = || server.inner.raft.read(|state| state.image_named(name).map(|image| image.id));
+    let look = || {
+        let known = server.inner.raft.read(|state| state.image_named(name).map(|image| image.id));
+        // Those that come from other clusters are known to the node that pulls them alone.
+        let pulled = || server.inner.catalogs.names().into_iter().find(|(_, pulled)| pulled == name);
+        known.or_else(|| pulled().map(|(id, _)| id))
+    };
     if look().is_none() {
         // It may have been added a moment ago through another node. One that is known is found without a leader, too.
         server.read_point(Freshness::default()).await?;
@@ -226,6 +238,7 @@ pub(super) async fn order_here(
         TransferOrder::Pause if !transfers.pause(image).await? => return Err(not_here()),
         TransferOrder::Resume if !transfers.resume(image).await? => return Err(not_here()),
         TransferOrder::Pause | TransferOrder::Resume => {}
+        TransferOrder::Cancel if server.inner.catalogs.give_up(image).await? => {}
         TransferOrder::Cancel => match transfers.cancel_request(image).await? {
             None => return Err(not_here()),
             Some(Cancelled::Gone) => {}

@@ -19,14 +19,15 @@ use schemars::SchemaGenerator;
 use super::extract::{Inputs, Operation, reader};
 use super::openapi::{Answer, Document, bytes, console, json, lines};
 use super::{
-    Server, audit, cache, clients, cluster, compare, documents, events, images, logs, peers, queue, shares, tokens,
-    transfers, vms,
+    Server, audit, cache, catalogs, clients, cluster, compare, documents, events, images, logs, peers, queue, shares,
+    tokens, transfers, vms,
 };
 use crate::api::fault::{Fault, FaultKind};
 use crate::api::views::{
-    AuditView, BlobView, ClientView, ClusterView, CollectedView, ComparedView, CreatedDocumentShare, CreatedShare,
-    CreatedToken, DocumentShareView, DocumentView, EntryView, EventView, ExplainView, ImageView, LimitsView,
-    NodeCacheView, NodeSharesView, NodeTransfersView, PeerView, TokenView, VerificationView, VmView,
+    AuditView, BlobView, CatalogView, ClientView, ClusterView, CollectedView, ComparedView, CreatedDocumentShare,
+    CreatedShare, CreatedToken, DocumentShareView, DocumentView, EntryView, EventView, ExplainView, ImageView,
+    LimitsView, NodeCacheView, NodeSharesView, NodeTransfersView, PeerView, PullView, TokenView, VerificationView,
+    VmView,
 };
 use crate::transport::http::Caller;
 
@@ -272,6 +273,38 @@ fn table() -> Vec<Route> {
             shares::stop,
             "Share something no longer. Fetches that are under way end.",
             json::<NodeId>,
+        ),
+        route(
+            Viewer,
+            Method::GET,
+            "/v1/catalogs",
+            catalogs::list,
+            "List the images that this cluster publishes, and those of clusters that it follows.",
+            json::<Vec<CatalogView>>,
+        ),
+        route(
+            Operator,
+            Method::PUT,
+            "/v1/catalogs/catalog/images/{name}",
+            catalogs::publish,
+            "Publish an image of this cluster for those who have the catalog's ticket.",
+            json::<()>,
+        ),
+        route(
+            Operator,
+            Method::DELETE,
+            "/v1/catalogs/catalog/images/{name}",
+            catalogs::withdraw,
+            "Take a published image back. What others have pulled is theirs.",
+            json::<()>,
+        ),
+        route(
+            Operator,
+            Method::POST,
+            "/v1/catalogs/{document}/images/{name}/pull",
+            catalogs::pull,
+            "Have the asked node pull an image of a cluster that is followed, or say how far that is.",
+            json::<PullView>,
         ),
         route(Viewer, Method::GET, "/v1/documents", documents::list, "List the documents.", json::<Vec<DocumentView>>),
         route(

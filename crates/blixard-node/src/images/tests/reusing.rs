@@ -211,7 +211,7 @@ async fn receivers_that_reuse_give_each_other_the_rest() {
         target.bring(&before, &[whole(source.id())]).await;
     }
     let after = source.import_indexed(&new).await;
-    let part = |node: &TestNode| Holder { endpoint: node.id(), is_whole: false, same_site: None };
+    let part = |node: &TestNode| Holder { endpoint: node.id(), is_whole: false, same_site: None, opened_by: None };
     let (from_one, from_other) = ([whole(source.id()), part(&one)], [whole(source.id()), part(&other)]);
     tokio::join!(one.bring(&after, &from_other), other.bring(&after, &from_one));
     for target in [&one, &other] {
