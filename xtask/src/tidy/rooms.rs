@@ -17,7 +17,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("lazy", &["images"]),
     ("agent", &["raft", "images", "transfers", "lazy"]),
     ("leader", &["raft"]),
-    ("catalogs", &["raft", "images", "documents", "transfers", "agent", "transport"]),
+    ("catalogs", &["raft", "images", "documents", "transfers", "agent", "transport", "kept"]),
     ("api", &["raft", "images", "documents", "transfers", "shares", "agent", "catalogs", "transport"]),
     ("http", &["api", "raft", "transport"]),
     // Plain values, the reading of a clock, and numbers that rise: they know nobody.

@@ -37,11 +37,12 @@ fn every_verb_shows_examples() {
         groups.extend(inner.into_iter().map(|verb| [group.clone(), vec![verb]].concat()));
     }
     seen.sort();
-    let expected = "api openapi|api proxy|client id|cluster clients|cluster grant|cluster leave|cluster log|cluster \
+    let expected = "api openapi|api proxy|catalog follow|catalog list|catalog publish|catalog pull|catalog unfollow|catalog \
+                    withdraw|client id|cluster clients|cluster grant|cluster leave|cluster log|cluster \
                     remove|cluster revoke|cluster set|cluster status|cluster token create|cluster token \
                     list|cluster token revoke|completions|config show|context add|context list|context \
-                    remove|context show|context use|doc create|doc delete|doc export|doc get|doc list|doc ls|doc \
-                    set|doc watch|events|fetch|image cache|image delete|image explain|image export|image fetch|image \
+                    remove|context show|context use|doc create|doc delete|doc export|doc get|doc join|doc leave|doc list|doc ls|doc \
+                    set|doc share|doc watch|events|fetch|image cache|image delete|image explain|image export|image fetch|image \
                     gc|image import|image list|image pin|image show|image unpin|image verify|node|peer \
                     list|share|transfer cancel|transfer limit|transfer list|transfer pause|transfer \
                     resume|transfer stats|transfer watch|vm console|vm create|vm delete|vm explain|vm list|vm \
@@ -77,6 +78,15 @@ fn the_examples_are_commands_that_exist() {
         "doc delete",
         "doc watch",
         "doc export",
+        "doc share",
+        "doc join",
+        "doc leave",
+        "catalog publish",
+        "catalog withdraw",
+        "catalog follow",
+        "catalog list",
+        "catalog pull",
+        "catalog unfollow",
         "image import",
         "image export",
         "config show",

@@ -102,6 +102,7 @@ fn amounts(cell: &str) -> Vec<String> {
             Some("KiB") => format!("{number} << 10"),
             Some("MiB") => format!("{number} << 20"),
             Some("s") => format!("Duration::from_secs({number})"),
+            Some("ms") => format!("Duration::from_millis({number})"),
             _ => (*number).to_owned(),
         })
         .collect()
