@@ -144,9 +144,9 @@ mod tests {
         let failed = QueuedView { failure: Some("gone".to_owned()), ..queued(QueuedState::Failed) };
         assert_eq!(why(&failed), "gone (not tried again until it is resumed)");
         assert_eq!(why(&QueuedView { retry_in_ms: Some(5000), ..failed.clone() }), "gone (again in 5s)");
-        let late = |state| why(&QueuedView { deadline_in_ms: Some(90_000), ..queued(state) });
-        assert_eq!(late(QueuedState::Running), "given up in 1m 30s");
-        assert_eq!(late(QueuedState::Queued), "waits for its turn; given up in 1m 30s");
+        let late = |state| why(&QueuedView { deadline_in_ms: Some(40_000), ..queued(state) });
+        assert_eq!(late(QueuedState::Running), "given up in 40s");
+        assert_eq!(late(QueuedState::Queued), "waits for its turn; given up in 40s");
     }
 
     #[test]
